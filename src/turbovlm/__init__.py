@@ -1,0 +1,63 @@
+"""turbovlm: make vision-language models faster without retraining.
+
+    import turbovlm
+
+    turbovlm.apply(model, turbovlm.Merge(r=16))   # in place
+    turbovlm.remove(model)                        # exactly as before
+
+Names are loaded on first use, so that ``import turbovlm`` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from turbovlm.api import applied, apply
+    from turbovlm.config import Merge
+    from turbovlm.errors import TurboError
+    from turbovlm.hosts import register
+    from turbovlm.hosts.blip_attention import fuse_attention, unfuse_attention
+    from turbovlm.plug.apply import recording, remove
+    from turbovlm.plug.row import Row
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Merge": "config",
+    "Row": "plug.row",
+    "TurboError": "errors",
+    "applied": "api",
+    "apply": "api",
+    "fuse_attention": "hosts.blip_attention",
+    "recording": "plug.apply",
+    "register": "hosts",
+    "remove": "plug.apply",
+    "unfuse_attention": "hosts.blip_attention",
+}
+
+__all__ = [
+    "Merge",
+    "Row",
+    "TurboError",
+    "applied",
+    "apply",
+    "fuse_attention",
+    "recording",
+    "register",
+    "remove",
+    "unfuse_attention",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'turbovlm' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"turbovlm.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

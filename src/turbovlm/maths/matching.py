@@ -1,0 +1,121 @@
+"""Bipartite matching: which tokens go, and into which ones (paper section 3.3, supplementary 1.1).
+
+Even positions of the whole sequence are the source set, odd ones the destination set; prefix
+tokens (cls, distillation, registers) belong to neither, so they are never merged nor changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from turbovlm.config import Merge
+from turbovlm.maths.information import information_degree, random_scores
+
+TILE_TOKENS = 4096
+"""From this length on the similarity is computed in row tiles: the N x N / 4 map no longer fits
+the caches, and is never stored whole."""
+TILE_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one block merges. Positions index the sequence of ``tokens`` that enters the merge.
+
+    Attributes:
+        source: ``(B, r)`` positions merged away.
+        destination: ``(B, r)`` positions they are merged into.
+        keep: ``(B, N - r)`` surviving positions, ascending: order is preserved.
+        slot: ``(B, r)`` where each source's destination stands among the survivors.
+        tokens: N.
+    """
+
+    source: Tensor
+    destination: Tensor
+    keep: Tensor
+    slot: Tensor
+    tokens: int
+
+    def representative(self) -> Tensor:
+        """``(B, N)``: the position among the survivors that stands for each token."""
+        batch, kept = self.keep.shape
+        place = self.keep.new_zeros(batch, self.tokens)
+        place.scatter_(1, self.keep, torch.arange(kept, device=place.device).expand(batch, -1))
+        return place.scatter_(1, self.source, self.slot)
+
+
+def best_destination(metric: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+    """Mutual redundancy R of every source, and where its best destination stands (Eq. 6).
+
+    Args:
+        metric: ``(B, N, d)``, any dtype; the cosine similarity is computed in fp32 unless the
+            metric is already a wider type.
+        prefix: number of prefix tokens.
+
+    Returns:
+        R ``(B, S)`` and the index ``(B, S)`` into the destination set, int64.
+    """
+    unit = F.normalize(metric if metric.dtype == torch.float64 else metric.float(), dim=-1)
+    sources = unit[:, first_source(prefix) :: 2]
+    destinations = unit[:, first_destination(prefix) :: 2]
+    other = destinations.transpose(1, 2)
+    if metric.shape[1] < TILE_TOKENS:
+        best, index = (sources @ other).max(-1)
+        return best, index
+    tiles = [(rows @ other).max(-1) for rows in sources.split(TILE_ROWS, dim=1)]
+    return torch.cat([t.values for t in tiles], 1), torch.cat([t.indices for t in tiles], 1)
+
+
+def match(
+    metric: Tensor, value: Tensor | None, r: int, prefix: int, config: Merge, block: int
+) -> Plan:
+    """Choose the ``r`` sources with the highest information degree and their destinations.
+
+    Args:
+        metric: ``(B, N, d)`` keys or queries averaged over heads.
+        value: semantic value A ``(B, N)``, or None where the score does not use it.
+        r: tokens to remove, at most half of the non-prefix tokens.
+        prefix: number of prefix tokens.
+        config: the score.
+        block: index of the block, from 0.
+    """
+    tokens, start = metric.shape[1], first_source(prefix)
+    redundancy, partner = best_destination(metric, prefix)
+    if config.method == "random":  # Table 8, A1: pairs are random as well as the choice
+        count = (tokens - first_destination(prefix) + 1) // 2
+        spread = random_scores(partner.shape[1], config.seed + 1, block, metric.device)
+        partner = (spread * count).long().clamp_max(count - 1).expand_as(partner)
+    if value is not None:
+        value = value[:, start::2]
+    degree = information_degree(redundancy, value, config, block=block, tokens=tokens)
+    chosen = degree.topk(r, dim=1).indices
+    source = start + 2 * chosen
+    destination = first_destination(prefix) + 2 * partner.gather(1, chosen)
+    return _plan(source, destination, tokens)
+
+
+def first_source(prefix: int) -> int:
+    """First even position that is not a prefix token."""
+    return prefix + prefix % 2
+
+
+def first_destination(prefix: int) -> int:
+    """First odd position that is not a prefix token."""
+    return prefix + 1 - prefix % 2
+
+
+def _plan(source: Tensor, destination: Tensor, tokens: int) -> Plan:
+    """Complete a plan; static shapes, no sort and no ``nonzero``."""
+    batch, r = source.shape
+    alive = torch.ones(batch, tokens, dtype=torch.int64, device=source.device)
+    alive.scatter_(1, source, 0)
+    rank = alive.cumsum(1) - 1
+    # survivors write their position to their rank, the merged ones to a spare last column
+    kept = tokens - r
+    spot = torch.where(alive.bool(), rank, kept)
+    positions = torch.arange(tokens, device=source.device).expand(batch, -1)
+    keep = source.new_empty(batch, kept + 1).scatter_(1, spot, positions)[:, :kept]
+    return Plan(source, destination, keep, rank.gather(1, destination), tokens)

@@ -1,0 +1,87 @@
+"""The self-check of apply: do the two half blocks add up to the host's block, bit for bit?"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from turbovlm.errors import UnsuitableBlock
+from turbovlm.plug.block import TurboBlock
+from turbovlm.plug.state import Call
+from turbovlm.plug.tap import Tap
+
+CHECK_TOKENS = 12
+
+
+def check_block(block: TurboBlock) -> None:
+    """Run the block whole and in halves on a small random input and compare.
+
+    Raises:
+        UnsuitableBlock: if they differ: parallel branches, or children the row does not name.
+        UnseenAttention: if no attention call was seen.
+    """
+    site = block.turbo_site
+    patch, row = site.patch, site.patch.row
+    if any(p.device.type == "meta" for p in block.parameters()):
+        return  # no values to compare: a model without weights, or weights elsewhere
+    x = _probe(block, patch.prefix + CHECK_TOKENS)
+    rest = _required(site.host)
+    with torch.no_grad(), _evaluating(block):
+        whole = site.host.forward(block, x, **rest)
+        call, tap = Call(x.shape[1]), Tap(None, patch.guide, patch.config.metric)
+        with patch.running(call):
+            y = block.turbo_second(call, block.turbo_first(call, tap, x, (), rest), (), rest)
+    name = type(block).__name__
+    if not isinstance(whole, Tensor):
+        raise UnsuitableBlock(
+            f"{name} returns {type(whole).__name__}, not a tensor: its row does "
+            "not fit this version of the host library; report it"
+        )
+    if not torch.equal(whole, y):
+        worst = (whole - y).abs().max().item()
+        raise UnsuitableBlock(
+            f"{name} is not x + attention(x) followed by x + mlp(x): its halves (attention "
+            f"{row.attention}, mlp {row.mlp}) differ from the whole by {worst:.1e}; parallel "
+            "branches cannot be merged in between"
+        )
+    if tap.metric is None or tap.metric.shape[:2] != x.shape[:2]:
+        raise UnsuitableBlock(
+            f"the keys of {name} do not follow its tokens: {patch.config.metric} "
+            f"vectors of shape {None if tap.metric is None else tap.metric.shape}"
+        )
+
+
+def _required(host: type[nn.Module]) -> dict[str, None]:
+    """None for what the host's forward insists on beside the tokens (a mask, usually)."""
+    _, _, *rest = inspect.signature(host.forward).parameters.values()
+    named = (p for p in rest if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty)
+    return {p.name: None for p in named}
+
+
+def _probe(block: nn.Module, tokens: int) -> Tensor:
+    """Random tokens ``(2, tokens, C)``; width, dtype and device are those of the block's norm."""
+    for module in block.modules():
+        shape = getattr(module, "normalized_shape", None)
+        width = shape[-1] if shape is not None else getattr(module, "in_features", None)
+        if width is not None:
+            like = next(p for p in block.parameters() if p.is_floating_point())
+            noise = torch.randn(2, tokens, width, generator=torch.Generator().manual_seed(0))
+            return noise.to(like.device, like.dtype)
+    raise UnsuitableBlock(f"{type(block).__name__} has neither a norm nor a linear layer")
+
+
+@contextmanager
+def _evaluating(block: nn.Module) -> Iterator[None]:
+    """Dropout and drop path off for the check, every flag back afterwards."""
+    flags = [(m, m.training) for m in block.modules()]
+    for module, _ in flags:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag

@@ -1,0 +1,251 @@
+"""Every host row through the same gauntlet."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import turbovlm
+from tests.hosts.zoo import CASES, Case, pixels
+from tests.reference.literal import Setting, encode
+from turbovlm import Merge
+from turbovlm.plug.block import TurboBlock
+
+pytestmark = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+R = 5
+
+
+def blocks_of(model: nn.Module) -> nn.ModuleList:
+    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList | nn.Sequential)]
+    return max(stacks, key=len)  # type: ignore[arg-type, return-value]
+
+
+def tokens_in(case: Case, model: nn.Module, x: Tensor) -> Tensor:
+    """What enters the first block."""
+    seen: list[Tensor] = []
+    handle = blocks_of(model)[0].register_forward_pre_hook(lambda _, a: seen.append(a[0]))
+    case.run(model, x)
+    handle.remove()
+    return seen[0]
+
+
+def tokens_out(case: Case, model: nn.Module, x: Tensor) -> Tensor:
+    """What leaves the last block, before any norm of the tower."""
+    seen: list[Tensor] = []
+    handle = blocks_of(model)[-1].register_forward_hook(lambda _, __, out: seen.append(out))
+    case.run(model, x)
+    handle.remove()
+    return seen[0]
+
+
+@torch.no_grad()
+def test_r_zero_is_the_host_bit_for_bit(case: Case) -> None:
+    model, x = case.build(), pixels()
+    expected = case.run(model, x)
+    turbovlm.apply(model, Merge(r=0))
+    assert any(isinstance(m, TurboBlock) for m in model.modules())
+    assert torch.equal(case.run(model, x), expected)
+
+
+@torch.no_grad()
+def test_remove_restores_everything(case: Case) -> None:
+    model, x = case.build(), pixels()
+    expected = case.run(model, x)
+    kept = [(type(m), set(m.__dict__)) for m in model.modules()]
+    names = list(model.state_dict())
+    turbovlm.apply(model, Merge(r=R))
+    assert list(model.state_dict()) == names
+    assert not torch.allclose(expected.mean(1), case.run(model, x).mean(1), atol=1e-4)
+    turbovlm.remove(model)
+    assert [(type(m), set(m.__dict__)) for m in model.modules()] == kept
+    assert torch.equal(case.run(model, x), expected)
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"method": "redundancy"},
+    {"alpha": 1.0},
+    {"alpha": 6.0, "metric": "query"},
+    {"method": "semantics"},
+    {"fusion": "S2"},
+    {"fusion": "S3", "alpha": 2.0},
+    {"fusion": "S4", "alpha": 3.0, "beta": 0.9, "gamma": 2},
+    {"min_tokens": 52},
+    {"min_tokens": 52, "floor_rule": "paper"},
+]
+
+
+@pytest.mark.parametrize("fields", SETTINGS, ids=lambda f: "-".join(map(str, f.values())))
+@torch.no_grad()
+def test_equals_the_literal_reference(case: Case, fields: dict[str, Any]) -> None:
+    model, x = case.build(), pixels()
+    host = tokens_out(case, model, x)
+    setting = Setting(r=R, prefix=case.prefix, guide=case.guide, **fields)
+    expected = encode(blocks_of(model), tokens_in(case, model, x), setting)
+    with turbovlm.applied(model, Merge(r=R, **fields)) as run:
+        ours = tokens_out(case, model, x)
+    assert list(run.trace.tokens) == setting.lengths
+    if case.restores:
+        assert ours.shape == host.shape
+        survivors = run.trace.survivors()
+        ours = torch.stack([sample[at] for sample, at in zip(ours, survivors, strict=True)])
+    else:
+        assert ours.shape[1] < host.shape[1]
+    torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-4)
+    kept = torch.stack([h[at] for h, at in zip(host, run.trace.survivors(), strict=True)])
+    assert (ours - kept).abs().max() > 1e-3  # merging did something
+
+
+@torch.no_grad()
+def test_eager_attention_gives_the_same(case: Case) -> None:
+    model, x = case.build(), pixels()
+    with turbovlm.applied(model, Merge(r=R)):
+        expected = case.run(model, x)
+    if hasattr(model, "set_attn_implementation"):
+        model.set_attn_implementation("eager")  # type: ignore[operator]
+    else:
+        for block in blocks_of(model):
+            block.attn.fused_attn = False  # type: ignore[union-attr, assignment]
+    with turbovlm.applied(model, Merge(r=R)):
+        torch.testing.assert_close(case.run(model, x), expected, atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_compiles_to_one_graph_without_recompiles(case: Case) -> None:
+    model, x = case.build(), pixels()
+    turbovlm.apply(model, Merge(r=R))
+    expected, other = case.run(model, x), case.run(model, pixels(seed=1))
+    torch._dynamo.reset()
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(lambda t: case.run(model, t), fullgraph=True, backend=backend)
+    torch.testing.assert_close(compiled(x), expected)
+    torch.testing.assert_close(compiled(pixels(seed=1)), other)
+    assert len(graphs) == 1
+
+
+@torch.no_grad()
+def test_deepcopy_and_pickle_are_independent(case: Case) -> None:
+    model, x = case.build(), pixels()
+    turbovlm.apply(model, Merge(r=R))
+    expected = case.run(model, x)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(case.run(twin, x), expected)
+        turbovlm.remove(twin)
+        assert not any(isinstance(m, TurboBlock) for m in twin.modules())
+        assert torch.equal(case.run(model, x), expected)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_gives_the_same_gradients(case: Case, reentrant: bool) -> None:
+    model = case.build().train()
+    turbovlm.apply(model, Merge(r=R))
+    first, second = pixels(seed=2), pixels(seed=3)
+
+    def gradients() -> dict[str, Tensor]:
+        model.zero_grad()
+        # two forwards before one backward: each must find its own sizes again
+        inputs = [t.clone().requires_grad_() for t in (first, second)]
+        loss = sum(case.run(model, t).pow(2).mean() * (i + 1) for i, t in enumerate(inputs))
+        loss.backward()  # type: ignore[union-attr]
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    expected = gradients()
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    # before the MLP: recomputation stops early, at the last tensor that is needed
+    handle = blocks_of(model)[1].mlp.register_forward_pre_hook(count)  # type: ignore[union-attr]
+    if hasattr(model, "gradient_checkpointing_enable"):
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})  # type: ignore[operator]
+    elif reentrant:
+        pytest.skip("timm chooses the checkpointing variant itself")
+    else:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    again = gradients()
+    handle.remove()
+    assert calls == 4  # two forwards, and two more from the backward
+    assert again.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(again[name], gradient, msg=name)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_dtypes(case: Case, dtype: torch.dtype) -> None:
+    model, x = case.build(), pixels()
+    with turbovlm.applied(model, Merge(r=R)):
+        expected = case.run(model, x)
+    model = model.to(dtype)
+    with turbovlm.applied(model, Merge(r=R)) as run:
+        y = case.run(model, x.to(dtype))
+    assert y.dtype == dtype
+    assert run.trace.sizes is not None
+    assert run.trace.sizes.dtype == torch.float32
+    if dtype == torch.float64:
+        torch.testing.assert_close(y.float(), expected, atol=1e-4, rtol=1e-4)
+    else:  # other tokens may be chosen where two degrees are close: compare the mean token
+        cosine = torch.cosine_similarity(y.float().mean(1), expected.mean(1))
+        assert cosine.min() > 0.99
+
+
+@torch.no_grad()
+def test_autocast(case: Case) -> None:
+    model, x = case.build(), pixels()
+    with turbovlm.applied(model, Merge(r=R)):
+        expected = case.run(model, x)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = case.run(model, x)
+    assert torch.cosine_similarity(y.float().mean(1), expected.mean(1)).min() > 0.99
+
+
+@torch.no_grad()
+def test_merging_exact_duplicates_changes_nothing(case: Case) -> None:
+    """Pairs of equal tokens without position: the merged model must see what the host sees."""
+    model = case.build()
+    blocks = blocks_of(model)
+    generator = torch.Generator().manual_seed(4)
+    prefix = torch.randn(2, case.prefix, 48, generator=generator)
+    half = torch.randn(2, 8, 48, generator=generator)
+    x = torch.cat([prefix, half.repeat_interleave(2, 1)], 1)  # sources and destinations alternate
+
+    def run() -> Tensor:
+        y = x
+        for block in blocks:
+            y = block(y, attention_mask=None) if case.name in ("clip", "siglip") else block(y)
+        return y
+
+    expected = run()
+    turbovlm.apply(model, Merge(r=(8, 0, 0, 0), method="redundancy"))
+    merged = run()
+    assert case.restores or merged.shape[1] == expected.shape[1] - 8
+    index = list(range(case.prefix)) + list(
+        range(case.prefix, x.shape[1], 1 if case.restores else 2)
+    )
+    torch.testing.assert_close(merged, expected[:, index], atol=2e-6, rtol=2e-6)
+
+
+@torch.no_grad()
+def test_save_and_load_brings_the_setting_back(case: Case, tmp_path: Any) -> None:
+    model, x = case.build(), pixels()
+    if not hasattr(model, "save_pretrained"):
+        pytest.skip("timm has no configuration object: Merge.save and Merge.load")
+    turbovlm.apply(model, Merge(r=R, alpha=2.0))
+    expected = case.run(model, x)
+    model.save_pretrained(tmp_path)  # type: ignore[operator]
+    loaded = type(model).from_pretrained(tmp_path).eval()  # type: ignore[attr-defined]
+    turbovlm.apply(loaded)
+    torch.testing.assert_close(case.run(loaded, x), expected)
+    turbovlm.remove(loaded)
+    assert not hasattr(loaded.config, "turbovlm")

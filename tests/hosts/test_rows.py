@@ -28,7 +28,11 @@ def blocks_of(model: nn.Module) -> nn.ModuleList:
 def tokens_in(case: Case, model: nn.Module, x: Tensor) -> Tensor:
     """What enters the first block."""
     seen: list[Tensor] = []
-    handle = blocks_of(model)[0].register_forward_pre_hook(lambda _, a: seen.append(a[0]))
+
+    def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.append(args[0])
+
+    handle = blocks_of(model)[0].register_forward_pre_hook(see)
     case.run(model, x)
     handle.remove()
     return seen[0]

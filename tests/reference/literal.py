@@ -142,7 +142,7 @@ def attend(
         if guide == "cls":
             rows.append(logits.softmax(-1)[0])
         else:
-            mean_query = sum(q[t, at] for t in range(q.shape[0])) / q.shape[0]
+            mean_query = torch.stack([q[t, at] for t in range(q.shape[0])]).mean(0)
             rows.append((k[:, at] @ mean_query / math.sqrt(d) + size.log()).softmax(-1))
     mean = [torch.stack([t[:, i * d : (i + 1) * d] for i in range(heads)]).mean(0) for t in (k, q)]
     return parts.out(torch.cat(outputs, -1)), mean[0], mean[1], torch.stack(rows).mean(0)

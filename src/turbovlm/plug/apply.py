@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from turbovlm.config import Merge
-from turbovlm.errors import AlreadyApplied, ConfigError, NotApplied
+from turbovlm.errors import AlreadyApplied, ConfigError, NotApplied, UnknownArchitecture
 from turbovlm.maths.schedule import check_depth
 from turbovlm.plug.block import TurboBlock
 from turbovlm.plug.find import Tower, find_towers
@@ -54,6 +54,8 @@ def apply_rows(model: nn.Module, config: Merge | None, rows: Sequence[Row]) -> N
         AlreadyApplied, ConfigError, UnknownArchitecture, NothingToPatch, UnsuitableBlock,
         UnseenAttention: see `turbovlm.errors`.
     """
+    if not isinstance(model, nn.Module):
+        raise UnknownArchitecture(f"expected a torch model, got {type(model).__name__}")
     if patches_of(model):
         raise AlreadyApplied("this model is patched already: turbovlm.remove(model) first")
     config = stored_config(model) if config is None else config

@@ -22,9 +22,9 @@ def install(block: nn.Module, patch: Patch, layer: int) -> None:
     """
     host = type(block)
     _, tokens_name, *_ = inspect.signature(host.forward).parameters
+    _become(block, _turbo_class(host))
     # not a submodule and not a parameter: state_dict and named_modules stay the host's
     block.__dict__["turbo_site"] = Site(patch, layer, host, tokens_name)
-    _become(block, _turbo_class(host))
 
 
 def uninstall(block: nn.Module) -> None:

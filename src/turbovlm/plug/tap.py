@@ -64,8 +64,9 @@ class Tap(TorchFunctionMode):
 
     def _keep(self, query: Tensor, key: Tensor) -> None:
         if self.which is not None:
-            # averaged at once: holding on to q or k would keep the whole qkv alive in the MLP
-            self.metric = (key if self.which == "key" else query).mean(1)
+            # averaged at once: holding on to q or k would keep the whole qkv alive in the MLP;
+            # over the (B, N, H, d) view, which is how a joint projection lies in memory
+            self.metric = (key if self.which == "key" else query).transpose(1, 2).mean(2)
 
     def _fused(
         self,

@@ -1,0 +1,92 @@
+"""Information degree: the paper's formulae on numbers that can be checked by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from turbovlm import Merge
+from turbovlm.maths.information import (
+    SEMANTIC_SCALE,
+    information_degree,
+    needs_guide,
+    random_scores,
+    semantic_value,
+)
+
+R = torch.tensor([[0.9, 0.5]])
+A = torch.tensor([[0.01, 0.002]])
+
+
+def degree(block: int = 0, tokens: int = 577, **fields: object) -> list[float]:
+    config = Merge(r=1, **fields)  # type: ignore[arg-type]
+    return information_degree(R, A, config, block=block, tokens=tokens)[0].tolist()
+
+
+def test_the_released_factor_is_thirty() -> None:
+    assert SEMANTIC_SCALE == 30.0
+
+
+def test_s1_is_r_minus_alpha_a() -> None:
+    # alpha = 6 of the paper's table weighs A by 180 in the released code
+    assert degree() == pytest.approx([0.9 - 180 * 0.01, 0.5 - 180 * 0.002])
+
+
+def test_s2_is_r_over_a_so_the_factor_cannot_change_the_order() -> None:
+    assert degree(fusion="S2") == pytest.approx([0.9 / 0.3, 0.5 / 0.06])
+
+
+def test_s3_scales_r() -> None:
+    assert degree(fusion="S3", alpha=2) == pytest.approx([0.9 * (1 - 0.6), 0.5 * (1 - 0.12)])
+
+
+@pytest.mark.parametrize(("block", "distance"), [(0, 5), (5, 0), (7, 2)])
+def test_s4_weighs_blocks_by_their_distance_to_gamma(block: int, distance: int) -> None:
+    weight = 0.9**distance * 6 * 30
+    ours = degree(block=block, fusion="S4", alpha=6, beta=0.9, gamma=6)
+    assert ours == pytest.approx([0.9 - weight * 0.01, 0.5 - weight * 0.002])
+
+
+def test_s4_with_beta_one_is_s1() -> None:
+    assert degree(fusion="S4", beta=1.0, gamma=3) == degree(fusion="S1")
+
+
+def test_scale_that_follows_tokens_is_the_papers_at_577() -> None:
+    assert degree(scale="tokens", tokens=577) == pytest.approx(degree(scale="paper"))
+    expected = [0.9 - 180 * 197 / 577 * 0.01, 0.5 - 180 * 197 / 577 * 0.002]
+    assert degree(scale="tokens", tokens=197) == pytest.approx(expected)
+
+
+def test_baselines_are_one_term_each() -> None:
+    assert degree(method="semantics") == pytest.approx([-0.01, -0.002])
+    config = Merge(r=1, method="redundancy")
+    assert information_degree(R, None, config, block=0, tokens=577) is R
+
+
+def test_guide_is_computed_only_where_the_score_uses_it() -> None:
+    assert needs_guide(Merge(r=1))
+    assert needs_guide(Merge(r=1, method="semantics"))
+    assert needs_guide(Merge(r=1, fusion="S2", alpha=0))
+    assert not needs_guide(Merge(r=1, alpha=0))
+    assert not needs_guide(Merge(r=1, method="redundancy"))
+    assert not needs_guide(Merge(r=1, method="random"))
+
+
+def test_semantic_value_averages_the_heads_softmax_not_their_logits() -> None:
+    logits = torch.tensor([[[0.0, math.log(3.0)], [0.0, 0.0]]])  # two heads, two tokens
+    expected = torch.tensor([[(0.25 + 0.5) / 2, (0.75 + 0.5) / 2]])
+    torch.testing.assert_close(semantic_value(logits), expected)
+
+
+def test_random_scores_are_seeded_spread_and_without_a_generator() -> None:
+    scores = random_scores(4000, 7, 0, torch.device("cpu"))
+    assert torch.equal(scores, random_scores(4000, 7, 0, torch.device("cpu")))
+    assert not torch.equal(scores, random_scores(4000, 8, 0, torch.device("cpu")))
+    assert not torch.equal(scores, random_scores(4000, 7, 1, torch.device("cpu")))
+    assert scores.min() >= 0
+    assert scores.max() < 1
+    counts = torch.histc(scores, bins=10, min=0, max=1)
+    assert counts.min() > 330  # uniform: 400 each, standard deviation 19
+    assert abs(torch.corrcoef(torch.stack([scores[:-1], scores[1:]]))[0, 1]) < 0.05

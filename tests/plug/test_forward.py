@@ -1,0 +1,236 @@
+"""Forwards of a patched model: threads, traces, odd inputs, and models that generate."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+import turbovlm
+from tests.hosts.zoo import SIZES, TIMM, pixels, wild
+from turbovlm import Merge, errors
+from turbovlm.maths.schedule import lengths
+
+
+def vit(**fields: Any) -> Any:
+    return wild(VisionTransformer(**{**TIMM, **fields}))
+
+
+def blip() -> Any:
+    text = {
+        "hidden_size": 48, "encoder_hidden_size": 48, "intermediate_size": 96, "vocab_size": 60,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "bos_token_id": 1, "sep_token_id": 2,
+        "pad_token_id": 0, "initializer_range": 0.02, "projection_dim": 16,
+    }  # fmt: skip
+    config = hf.BlipConfig(
+        vision_config={**SIZES, "initializer_range": 0.02}, text_config=text, projection_dim=16
+    )
+    return wild(hf.BlipForConditionalGeneration(config))
+
+
+@torch.no_grad()
+def test_trace_tells_lengths_sizes_and_representatives() -> None:
+    model, x = vit(), pixels()
+    with turbovlm.applied(model, Merge(r=5)) as run:
+        with pytest.raises(errors.NotApplied, match="run the model first"):
+            _ = run.trace
+        model(x)
+        trace = run.trace
+    assert trace.tokens == lengths(Merge(r=5), 65, 1, 4) == (60, 55, 50, 45)
+    assert trace.prefix_tokens == 1
+    assert trace.sizes is not None
+    assert trace.sizes.sum(1).tolist() == [65, 65]
+    owner, survivors = trace.representative(), trace.survivors()
+    for row in range(2):
+        assert torch.bincount(owner[row]).tolist() == trace.sizes[row].tolist()
+        # a survivor represents itself
+        assert owner[row, survivors[row]].tolist() == list(range(45))
+    assert trace.survivors(1).shape == (2, 60)
+
+
+@torch.no_grad()
+def test_recording_on_an_applied_model_and_without_a_merge() -> None:
+    model, x = vit(), pixels()
+    with pytest.raises(errors.NotApplied), turbovlm.recording(model):
+        pass
+    turbovlm.apply(model, Merge(r=0))
+    with turbovlm.recording(model) as run:
+        model(x)
+    assert run.trace.tokens == (65, 65, 65, 65)
+    assert run.trace.sizes is None
+    assert run.trace.representative().tolist() == [list(range(65))]
+
+
+@torch.no_grad()
+def test_two_threads_on_one_model() -> None:
+    model = vit()
+    turbovlm.apply(model, Merge(r=5))
+    inputs = [pixels(seed=i) for i in range(4)]
+    expected = [model(x) for x in inputs]
+    wrong: list[str] = []
+    start = threading.Barrier(4)
+
+    def work(index: int) -> None:
+        start.wait()
+        with torch.no_grad():
+            for _ in range(25):
+                if not torch.equal(model(inputs[index]), expected[index]):
+                    wrong.append(f"thread {index}")
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert wrong == []
+
+
+@torch.no_grad()
+def test_other_batch_and_image_sizes_and_an_interrupted_forward() -> None:
+    model = vit(dynamic_img_size=True)
+    turbovlm.apply(model, Merge(r=5))
+    expected = model(pixels())
+
+    class Stop(Exception):
+        pass
+
+    def stop(*_: Any) -> None:
+        raise Stop
+
+    handle = model.blocks[2].mlp.register_forward_pre_hook(stop)  # inside a half block
+    with pytest.raises(Stop):
+        model(pixels(batch=3))
+    handle.remove()
+    assert isinstance(model.blocks[2].mlp, torch.nn.Module)
+    for batch, side in ((1, 64), (3, 96), (2, 32)):
+        x = torch.randn(batch, 3, side, side)
+        assert model(x).shape == (batch, 10)
+    assert torch.equal(model(pixels()), expected)
+
+
+@torch.no_grad()
+def test_a_block_out_of_order_is_refused_not_guessed() -> None:
+    model = vit()
+    turbovlm.apply(model, Merge(r=5))
+    with pytest.raises(errors.TurboError, match="without the blocks before it"):
+        model.blocks[2](torch.randn(1, 65, 48))
+
+
+@torch.no_grad()
+def test_tokens_added_between_blocks_are_refused() -> None:
+    model = vit()
+    turbovlm.apply(model, Merge(r=5))
+
+    def append(_: Any, args: tuple[Tensor]) -> tuple[Tensor]:
+        return (torch.cat([args[0], args[0][:, :1]], 1),)
+
+    model.blocks[2].register_forward_pre_hook(append)
+    with pytest.raises(errors.UnsupportedInput, match="adds, drops or reorders"):
+        model(pixels())
+
+
+@torch.no_grad()
+def test_masks_are_refused_only_where_they_would_be_wrong() -> None:
+    model, x = wild(hf.ViTModel(hf.ViTConfig(**SIZES))), pixels()
+    mask = torch.ones(2, 65, dtype=torch.long)
+    mask[1, 40:] = 0
+    turbovlm.apply(model, Merge(r=0))
+    assert model(pixel_values=x, attention_mask=mask).last_hidden_state.shape[1] == 65
+    turbovlm.remove(model)
+    turbovlm.apply(model, Merge(r=5))
+    with pytest.raises(errors.UnsupportedInput, match="extra tensor"):
+        model(pixel_values=x, attention_mask=mask)
+
+
+def test_training_with_drop_path_layer_scale_and_dropout() -> None:
+    model = vit(drop_path_rate=0.3, init_values=0.5, proj_drop_rate=0.1).train()
+    turbovlm.apply(model, Merge(r=5))
+    model(pixels()).sum().backward()
+    missing = [n for n, p in model.named_parameters() if p.grad is None]
+    assert missing == []
+
+
+@torch.no_grad()
+def test_hidden_states_show_the_shrinking_sequence() -> None:
+    model = wild(hf.ViTModel(hf.ViTConfig(**SIZES)))
+    turbovlm.apply(model, Merge(r=5))
+    states = model(pixel_values=pixels(), output_hidden_states=True).hidden_states
+    assert [h.shape[1] for h in states][:5] == [65, 60, 55, 50, 45]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@torch.no_grad()
+def test_blip_generates_with_beams(fused: bool) -> None:
+    model, x = blip(), pixels()
+    if fused:
+        turbovlm.fuse_attention(model)
+    options: dict[str, Any] = {"num_beams": 3, "max_new_tokens": 8}
+    expected = model.generate(pixel_values=x, **options)
+    turbovlm.apply(model, Merge(r=0))
+    assert torch.equal(model.generate(pixel_values=x, **options), expected)
+    turbovlm.remove(model)
+    with turbovlm.applied(model, Merge(r=8)) as run:
+        assert model.generate(pixel_values=x, **options).shape[0] == 2
+        assert run.trace.tokens[-1] == 65 - 4 * 8
+    assert torch.equal(model.generate(pixel_values=x, **options), expected)
+
+
+@torch.no_grad()
+def test_fused_attention_is_the_same_function_and_can_be_undone() -> None:
+    model, x = blip(), pixels()
+    expected = model.vision_model(pixel_values=x).last_hidden_state
+    kinds = [type(m) for m in model.modules()]
+    seen: list[int] = []
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    class Count(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            seen.append(func is real)
+            return func(*args, **(kwargs or {}))
+
+    turbovlm.fuse_attention(model)
+    with Count():
+        fused = model.vision_model(pixel_values=x).last_hidden_state
+    assert sum(seen) == 4
+    torch.testing.assert_close(fused, expected, atol=2e-5, rtol=1e-4)
+    with pytest.raises(errors.AlreadyApplied):
+        turbovlm.fuse_attention(model)
+    turbovlm.unfuse_attention(model)
+    assert [type(m) for m in model.modules()] == kinds
+    assert torch.equal(model.vision_model(pixel_values=x).last_hidden_state, expected)
+    with pytest.raises(errors.NotApplied):
+        turbovlm.unfuse_attention(model)
+    with pytest.raises(errors.NothingToPatch, match="fused already"):
+        turbovlm.fuse_attention(vit())
+
+
+@torch.no_grad()
+def test_blip2_generates() -> None:
+    config = hf.Blip2Config(
+        vision_config=dict(SIZES),
+        qformer_config={
+            "hidden_size": 48, "encoder_hidden_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "intermediate_size": 96, "vocab_size": 60,
+        },
+        text_config={
+            "model_type": "opt", "hidden_size": 48, "ffn_dim": 96, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "vocab_size": 60, "word_embed_proj_dim": 48,
+            "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+        },
+        num_query_tokens=8,
+        image_token_index=59,
+    )  # fmt: skip
+    model: Any = wild(hf.Blip2ForConditionalGeneration(config))
+    ids = torch.tensor([[59] * 8 + [3, 4]] * 2)
+    options: dict[str, Any] = {"input_ids": ids, "max_new_tokens": 5, "min_new_tokens": 5}
+    expected = model.generate(pixel_values=pixels(), **options)
+    with turbovlm.applied(model, Merge(r=8)) as run:
+        merged = model.generate(pixel_values=pixels(), **options)
+        assert run.trace.tokens[-1] == 33
+    assert merged.shape == expected.shape
+    assert torch.equal(model.generate(pixel_values=pixels(), **options), expected)

@@ -1,0 +1,85 @@
+"""Configurations check themselves and round-trip."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from turbovlm import Merge
+from turbovlm.errors import ConfigError, TurboError
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({}, "give r or ratio"),
+    ({"r": 4, "ratio": 0.1}, "give r or ratio"),
+    ({"r": -1}, "r must not be negative, got -1"),
+    ({"r": 4.0}, "r must be an integer, not 4.0"),
+    ({"r": True}, "r must be an integer"),
+    ({"r": "8"}, "r must be an integer"),
+    ({"r": (4, -2)}, "r must not be negative"),
+    ({"ratio": 0.6}, r"ratio must be in \[0, 0.5\]"),
+    ({"ratio": math.nan}, "ratio must be finite"),
+    ({"r": 4, "alpha": math.inf}, "alpha must be finite"),
+    ({"r": 4, "alpha": math.nan}, "alpha must be finite"),
+    ({"r": 4, "alpha": "6"}, "alpha must be a number"),
+    ({"r": 4, "alpha": -1}, "alpha must not be negative"),
+    ({"r": 4, "beta": 0}, "beta must be positive"),
+    ({"r": 4, "inflection": 2}, r"inflection must be in \[-1, 1\]"),
+    ({"r": (4, 4), "inflection": 1}, "inflection shapes a constant r"),
+    ({"r": 4, "method": "tome"}, "method must be one of turbo, redundancy"),
+    ({"r": 4, "fusion": "S5"}, "fusion must be one of"),
+    ({"r": 4, "metric": "value"}, "metric must be one of"),
+    ({"r": 4, "floor_rule": "never"}, "floor_rule must be one of"),
+    ({"r": 4, "min_tokens": -1}, "min_tokens must not be negative"),
+    ({"r": 4, "min_tokens": 2.5}, "min_tokens must be an integer"),
+]
+
+
+@pytest.mark.parametrize(("fields", "words"), BAD, ids=lambda v: str(v))
+def test_bad_values_are_named(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        Merge(**fields)
+    assert isinstance(caught.value, TurboError)
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Merge(r=16),
+        Merge(r=(1, 2, 3), method="random", seed=3),
+        Merge(ratio=0.25, fusion="S4", beta=0.9, gamma=6, alpha=2.5),
+        Merge(r=8, inflection=-0.5, min_tokens=20, floor_rule="paper", metric="query"),
+    ],
+)
+def test_round_trip(config: Merge, tmp_path: Path) -> None:
+    assert Merge.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    config.save(tmp_path / "merge.json")
+    assert Merge.load(tmp_path / "merge.json") == config
+    assert hash(config) == hash(Merge.load(tmp_path / "merge.json"))
+
+
+def test_only_what_differs_is_written() -> None:
+    assert Merge(r=16).to_dict() == {"kind": "merge", "r": 16}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("not json", "cannot read a configuration"),
+        ("[1]", "must hold one JSON object"),
+        ('{"kind": "merge", "r": 4, "speed": 2}', "unknown settings speed"),
+        ('{"kind": "prune", "r": 4}', "kind 'prune'"),
+        ('{"r": -4}', "must not be negative"),
+    ],
+)
+def test_bad_files_are_named(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "merge.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        Merge.load(path)
+    with pytest.raises(ConfigError, match="cannot read"):
+        Merge.load(tmp_path / "absent.json")

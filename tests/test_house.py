@@ -1,0 +1,116 @@
+"""The house rules that a machine can check: floors, exports, lean imports, file sizes."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import turbovlm
+from turbovlm import errors
+
+SOURCE = Path(turbovlm.__file__).parent
+# from the ground up; a floor may import its own and those before it
+FLOORS = [
+    {"errors", "config"},
+    {"maths"},
+    {"plug"},
+    {"hosts"},
+    {"api"},
+    {"lab"},
+    {"measure"},
+    {"tasks"},
+    {"report"},
+    {"cli"},
+]
+LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
+
+
+def imports(path: Path) -> set[str]:
+    """Names of the top-level parts of turbovlm that a file imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{a.name}" for a in node.names]
+        elif isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        parts = [n.split(".") for n in names]
+        found |= {p[1] for p in parts if p[0] == "turbovlm" and len(p) > 1}
+    return found & set(LEVEL)
+
+
+def test_imports_point_down_only() -> None:
+    wrong = []
+    for path in SOURCE.rglob("*.py"):
+        part = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        if part in ("__init__", "__main__"):
+            continue
+        assert part in LEVEL, f"{part} has no floor: add it to the plan"
+        wrong += [f"{path.name} -> {n}" for n in imports(path) if LEVEL[n] > LEVEL[part]]
+    assert wrong == []
+
+
+def test_maths_knows_no_host() -> None:
+    allowed = {"torch", "turbovlm", "__future__", "dataclasses", "typing", "collections", "math"}
+    for path in (SOURCE / "maths").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] in allowed, path.name
+            elif isinstance(node, ast.Import):
+                assert all(a.name.split(".")[0] in allowed for a in node.names), path.name
+
+
+def test_exports_are_pinned() -> None:
+    assert turbovlm.__all__ == [
+        "Merge",
+        "Row",
+        "TurboError",
+        "applied",
+        "apply",
+        "fuse_attention",
+        "recording",
+        "register",
+        "remove",
+        "unfuse_attention",
+    ]
+    for name in turbovlm.__all__:
+        assert getattr(turbovlm, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = turbovlm.nothing
+
+
+@pytest.mark.parametrize(
+    ("statement", "forbidden"),
+    [
+        ("import turbovlm", ["torch", "numpy", "transformers", "timm"]),
+        ("import turbovlm; turbovlm.apply", ["transformers", "timm", "torchvision", "matplotlib"]),
+    ],
+)
+def test_imports_stay_lean(statement: str, forbidden: list[str]) -> None:
+    code = f"import sys; {statement}; print(*[m for m in {forbidden} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_every_error_is_in_the_tree_of_the_docstring() -> None:
+    named = [
+        n
+        for n, v in vars(errors).items()
+        if isinstance(v, type) and v.__module__ == errors.__name__
+    ]
+    assert errors.__doc__ is not None
+    assert all(name in errors.__doc__ for name in named)
+
+
+def test_a_missing_extra_names_the_command() -> None:
+    with pytest.raises(errors.MissingExtra, match=r"pip install 'turbovlm\[hf\]'"):
+        errors.require("surely_not_installed.models", "hf")
+
+
+def test_files_stay_small() -> None:
+    long = [p.name for p in SOURCE.rglob("*.py") if len(p.read_text().splitlines()) > 400]
+    assert long == []

@@ -14,14 +14,12 @@ from turbovlm.errors import ConfigError
 Method = Literal["turbo", "redundancy", "semantics", "random"]
 Fusion = Literal["S1", "S2", "S3", "S4"]
 Metric = Literal["key", "query"]
-Scale = Literal["paper", "tokens"]
 FloorRule = Literal["clamp", "paper"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "method": ("turbo", "redundancy", "semantics", "random"),
     "fusion": ("S1", "S2", "S3", "S4"),
     "metric": ("key", "query"),
-    "scale": ("paper", "tokens"),
     "floor_rule": ("clamp", "paper"),
 }
 
@@ -43,13 +41,13 @@ class Merge:
         method: whose score chooses the tokens. ``"turbo"`` is the information degree;
             ``"redundancy"`` (the paper's first baseline, ToMe), ``"semantics"`` (its second)
             and ``"random"`` (Table 8, A1) are the same code with another score.
-        alpha: weight of the semantic value in S1, S3 and S4, as in the paper's tables.
+        alpha: weight of the semantic value in S1, S3 and S4. A number means what it means in the
+            paper's tables. None, the default, is the paper's 6 at the paper's 577 tokens and
+            follows the length elsewhere: see `turbovlm.maths.information.alpha_for`.
         fusion: S1 ``R - alpha A``, S2 ``R / A``, S3 ``R (1 - alpha A)``,
             S4 ``R - beta^|gamma - block| alpha A`` (supplementary Eq. 3 to 6; blocks from 1).
         beta: base of S4, > 0.
         gamma: the block around which S4 is centred, counted from 1.
-        scale: what multiplies A before alpha: ``"paper"`` the released code's constant 30,
-            ``"tokens"`` a factor that follows the number of tokens (see `maths.information`).
         metric: similarity is measured on the attention ``"key"`` or ``"query"`` vectors.
         min_tokens: the floor on the sequence length, prefix tokens included.
         floor_rule: ``"clamp"`` never goes below ``min_tokens``; ``"paper"`` tests the length
@@ -64,11 +62,10 @@ class Merge:
     ratio: float | None = None
     inflection: float = 0.0
     method: Method = "turbo"
-    alpha: float = 6.0
+    alpha: float | None = None
     fusion: Fusion = "S1"
     beta: float = 1.0
     gamma: int = 1
-    scale: Scale = "paper"
     metric: Metric = "key"
     min_tokens: int = 0
     floor_rule: FloorRule = "clamp"
@@ -85,8 +82,9 @@ class Merge:
         for name in ("min_tokens", "gamma", "seed"):
             _check_count(name, getattr(self, name))
         for name in ("alpha", "beta", "inflection"):
-            _check_finite(name, getattr(self, name))
-        if self.alpha < 0:
+            if name != "alpha" or self.alpha is not None:
+                _check_finite(name, getattr(self, name))
+        if self.alpha is not None and self.alpha < 0:
             raise ConfigError(f"alpha must not be negative, got {self.alpha}: use 0 to ignore A")
         if self.beta <= 0:
             raise ConfigError(f"beta must be positive, got {self.beta}: 1 makes S4 equal to S1")

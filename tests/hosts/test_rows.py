@@ -41,7 +41,11 @@ def tokens_in(case: Case, model: nn.Module, x: Tensor) -> Tensor:
 def tokens_out(case: Case, model: nn.Module, x: Tensor) -> Tensor:
     """What leaves the last block, before any norm of the tower."""
     seen: list[Tensor] = []
-    handle = blocks_of(model)[-1].register_forward_hook(lambda _, __, out: seen.append(out))
+
+    def see(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        seen.append(out)
+
+    handle = blocks_of(model)[-1].register_forward_hook(see)
     case.run(model, x)
     handle.remove()
     return seen[0]
@@ -72,6 +76,7 @@ def test_remove_restores_everything(case: Case) -> None:
 
 SETTINGS: list[dict[str, Any]] = [
     {"method": "redundancy"},
+    {},
     {"alpha": 1.0},
     {"alpha": 6.0, "metric": "query"},
     {"method": "semantics"},
@@ -83,7 +88,9 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("fields", SETTINGS, ids=lambda f: "-".join(map(str, f.values())))
+@pytest.mark.parametrize(
+    "fields", SETTINGS, ids=lambda f: "-".join(map(str, f.values())) or "default"
+)
 @torch.no_grad()
 def test_equals_the_literal_reference(case: Case, fields: dict[str, Any]) -> None:
     model, x = case.build(), pixels()

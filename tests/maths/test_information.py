@@ -10,6 +10,7 @@ import torch
 from turbovlm import Merge
 from turbovlm.maths.information import (
     SEMANTIC_SCALE,
+    alpha_for,
     information_degree,
     needs_guide,
     random_scores,
@@ -31,7 +32,7 @@ def test_the_released_factor_is_thirty() -> None:
 
 def test_s1_is_r_minus_alpha_a() -> None:
     # alpha = 6 of the paper's table weighs A by 180 in the released code
-    assert degree() == pytest.approx([0.9 - 180 * 0.01, 0.5 - 180 * 0.002])
+    assert degree(alpha=6, tokens=197) == pytest.approx([0.9 - 180 * 0.01, 0.5 - 180 * 0.002])
 
 
 def test_s2_is_r_over_a_so_the_factor_cannot_change_the_order() -> None:
@@ -53,10 +54,13 @@ def test_s4_with_beta_one_is_s1() -> None:
     assert degree(fusion="S4", beta=1.0, gamma=3) == degree(fusion="S1")
 
 
-def test_scale_that_follows_tokens_is_the_papers_at_577() -> None:
-    assert degree(scale="tokens", tokens=577) == pytest.approx(degree(scale="paper"))
+def test_the_default_alpha_follows_the_length_and_is_the_papers_at_577() -> None:
+    assert alpha_for(Merge(r=1), 577) == 6
+    assert degree(tokens=577) == pytest.approx(degree(alpha=6))
     expected = [0.9 - 180 * 197 / 577 * 0.01, 0.5 - 180 * 197 / 577 * 0.002]
-    assert degree(scale="tokens", tokens=197) == pytest.approx(expected)
+    assert degree(tokens=197) == pytest.approx(expected)
+    # a given number is taken as it is, at every length
+    assert degree(alpha=6, tokens=197) == degree(alpha=6, tokens=577)
 
 
 def test_baselines_are_one_term_each() -> None:

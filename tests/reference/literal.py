@@ -19,7 +19,7 @@ class Setting:
     """What the oracle needs to know of a configuration, as plain values."""
 
     r: int
-    alpha: float = 6.0
+    alpha: float | None = None
     fusion: str = "S1"
     beta: float = 1.0
     gamma: int = 1
@@ -32,21 +32,22 @@ class Setting:
     lengths: list[int] = field(default_factory=list)
 
 
-def degree(setting: Setting, r_i: float, a_i: float, block: int) -> float:
+def degree(setting: Setting, r_i: float, a_i: float, block: int, n: int) -> float:
     """E of one token; the released code's factor 30 on A."""
     a_i = 30.0 * a_i
+    alpha = 6.0 * n / 577 if setting.alpha is None else setting.alpha
     if setting.method == "redundancy":
         return r_i
     if setting.method == "semantics":
         return -a_i
     if setting.fusion == "S1":
-        return r_i - setting.alpha * a_i
+        return r_i - alpha * a_i
     if setting.fusion == "S2":
         return r_i / a_i
     if setting.fusion == "S3":
-        return r_i * (1 - setting.alpha * a_i)
+        return r_i * (1 - alpha * a_i)
     weight = setting.beta ** abs(setting.gamma - (block + 1))
-    return r_i - weight * setting.alpha * a_i
+    return r_i - weight * alpha * a_i
 
 
 def amount(setting: Setting, n: int) -> int:
@@ -72,7 +73,7 @@ def merge_step(
         cosines = [float(unit[i] @ unit[j]) for j in destinations]
         r_i = max(cosines)
         goal = destinations[cosines.index(r_i)]
-        scored.append((degree(setting, r_i, float(value[i]), block), i, goal))
+        scored.append((degree(setting, r_i, float(value[i]), block, n), i, goal))
     scored.sort(reverse=True)
     gone = {i: goal for _, i, goal in scored[: amount(setting, n)]}
     rows, sizes = [], []

@@ -15,9 +15,9 @@ SEMANTIC_SCALE = 30.0
 """The released code multiplies A by 30 before alpha; the paper's text does not mention it. Our
 alpha means what the paper's tables mean, so ``alpha=6`` weighs A by 180."""
 
-REFERENCE_TOKENS = 577
-"""Sequence length (ViT at 384 px, patch 16) at which ``scale="tokens"`` equals the paper's scale.
-A row of a softmax sums to 1, so A shrinks as 1/N; this scale undoes that for other lengths."""
+PAPER_ALPHA = 6.0
+PAPER_TOKENS = 577
+"""The paper's Table of fusion strategies: alpha 6, for BLIP at 384 px with patches of 16."""
 
 
 def semantic_value(logits: Tensor) -> Tensor:
@@ -33,11 +33,14 @@ def semantic_value(logits: Tensor) -> Tensor:
     return logits.float().softmax(-1).mean(1)
 
 
-def scaled_semantics(value: Tensor, config: Merge, tokens: int) -> Tensor:
-    """A times its scale: the constant of the released code, or one that follows ``tokens``."""
-    if config.scale == "paper":
-        return value * SEMANTIC_SCALE
-    return value * (SEMANTIC_SCALE * tokens / REFERENCE_TOKENS)
+def alpha_for(config: Merge, tokens: int) -> float:
+    """alpha for a sequence of ``tokens``: the configured number, or the one that follows N.
+
+    A sums to 1 over the sequence, so a token of a shorter one gets a larger share. Without a
+    number, alpha is the paper's at the paper's length and in proportion to N elsewhere, which
+    keeps the weight of the average token the same.
+    """
+    return PAPER_ALPHA * tokens / PAPER_TOKENS if config.alpha is None else config.alpha
 
 
 def information_degree(
@@ -48,9 +51,9 @@ def information_degree(
     Args:
         redundancy: R ``(B, S)``, cosine similarity with the best destination.
         value: A ``(B, S)`` of the same tokens; may be None where `needs_guide` is False.
-        config: method, fusion, alpha, beta, gamma and scale.
+        config: method, fusion, alpha, beta and gamma.
         block: index of the block from 0 (S4 and the paper count from 1).
-        tokens: length of the sequence, for ``scale="tokens"``.
+        tokens: length of the sequence, for the default alpha.
 
     Returns:
         ``(B, S)`` fp32.
@@ -63,23 +66,23 @@ def information_degree(
         return redundancy
     if config.method == "semantics":
         return -value
-    scaled = scaled_semantics(value, config, tokens)
+    scaled, alpha = value * SEMANTIC_SCALE, alpha_for(config, tokens)
     match config.fusion:
         case "S1":
-            return redundancy - config.alpha * scaled
+            return redundancy - alpha * scaled
         case "S2":
             return redundancy / scaled.clamp_min(torch.finfo(torch.float32).tiny)
         case "S3":
-            return redundancy * (1 - config.alpha * scaled)
+            return redundancy * (1 - alpha * scaled)
         case "S4":
-            weight = config.beta ** abs(config.gamma - (block + 1)) * config.alpha
-            return redundancy - weight * scaled
+            weight = config.beta ** abs(config.gamma - (block + 1))
+            return redundancy - weight * alpha * scaled
 
 
 def needs_guide(config: Merge) -> bool:
     """Whether the score uses A at all, so that the guide row is computed only then."""
     if config.method == "turbo":
-        return config.fusion == "S2" or config.alpha > 0
+        return config.fusion == "S2" or config.alpha != 0
     return config.method == "semantics"
 
 

@@ -71,10 +71,12 @@ def test_exports_are_pinned() -> None:
         "TurboError",
         "applied",
         "apply",
+        "flops",
         "fuse_attention",
         "recording",
         "register",
         "remove",
+        "throughput",
         "unfuse_attention",
     ]
     for name in turbovlm.__all__:

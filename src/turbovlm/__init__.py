@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from turbovlm.errors import TurboError
     from turbovlm.hosts import register
     from turbovlm.hosts.blip_attention import fuse_attention, unfuse_attention
+    from turbovlm.measure import flops, throughput
     from turbovlm.plug.apply import recording, remove
     from turbovlm.plug.row import Row
 
@@ -30,10 +31,12 @@ _HOME = {
     "TurboError": "errors",
     "applied": "api",
     "apply": "api",
+    "flops": "measure",
     "fuse_attention": "hosts.blip_attention",
     "recording": "plug.apply",
     "register": "hosts",
     "remove": "plug.apply",
+    "throughput": "measure",
     "unfuse_attention": "hosts.blip_attention",
 }
 
@@ -43,10 +46,12 @@ __all__ = [
     "TurboError",
     "applied",
     "apply",
+    "flops",
     "fuse_attention",
     "recording",
     "register",
     "remove",
+    "throughput",
     "unfuse_attention",
 ]
 

@@ -12,7 +12,6 @@ ROWS = (
         towers=(f"{_MODELS}.vit.modeling_vit.ViTModel",),
         attention=("attention", "layernorm_before"),
         mlp=("mlp", "layernorm_after"),
-        pair=True,
         example="google/vit-base-patch16-224",
     ),
     Row(
@@ -20,7 +19,6 @@ ROWS = (
         towers=(f"{_MODELS}.deit.modeling_deit.DeiTModel",),
         attention=("attention", "layernorm_before"),
         mlp=("mlp", "layernorm_after"),
-        pair=True,
         prefix=2,  # cls and distillation token
         example="facebook/deit-base-distilled-patch16-224",
     ),
@@ -29,7 +27,6 @@ ROWS = (
         towers=(f"{_MODELS}.dinov2.modeling_dinov2.Dinov2Model",),
         attention=("attention", "norm1"),
         mlp=("mlp", "norm2"),
-        pair=True,
         restore=True,  # its classifier averages the patch tokens
         example="facebook/dinov2-base",
     ),
@@ -38,7 +35,6 @@ ROWS = (
         towers=(f"{_MODELS}.clip.modeling_clip.CLIPVisionModel",),
         attention=_ATTENTION,
         mlp=_MLP,
-        pair=True,
         restore=True,  # read by token count or average (LLaVA, its own classifier)
         example="openai/clip-vit-base-patch32",
     ),
@@ -47,7 +43,6 @@ ROWS = (
         towers=(f"{_MODELS}.siglip.modeling_siglip.SiglipVisionModel",),
         attention=_ATTENTION,
         mlp=_MLP,
-        pair=True,
         prefix=0,
         guide="mean",
         restore=True,  # its pooling head attends over all patch tokens
@@ -58,7 +53,6 @@ ROWS = (
         towers=(f"{_MODELS}.blip.modeling_blip.BlipVisionModel",),
         attention=_ATTENTION,
         mlp=_MLP,
-        pair=True,
         example="Salesforce/blip-image-captioning-base",
     ),
     Row(
@@ -66,7 +60,6 @@ ROWS = (
         towers=(f"{_MODELS}.blip_2.modeling_blip_2.Blip2VisionModel",),
         attention=_ATTENTION,
         mlp=_MLP,
-        pair=True,
         example="Salesforce/blip2-opt-2.7b",
     ),
 )

@@ -15,7 +15,7 @@ from turbovlm.maths.schedule import check_depth
 from turbovlm.plug.block import TurboBlock
 from turbovlm.plug.find import Tower, find_towers
 from turbovlm.plug.row import Row
-from turbovlm.plug.selfcheck import check_block
+from turbovlm.plug.selfcheck import attention_extras, check_block
 from turbovlm.plug.state import Patch
 from turbovlm.plug.swap import install, uninstall
 from turbovlm.plug.trace import Trace
@@ -133,14 +133,15 @@ def stored_config(model: Any) -> Merge:
 
 
 def _patch(tower: Tower, config: Merge, done: list[nn.Module]) -> None:
-    row = tower.row
+    row, prefix = tower.row, tower.row.prefix_of(tower.module)
     patch = Patch(
         row,
         config,
         depth=len(tower.blocks),
-        prefix=row.prefix_of(tower.module),
+        prefix=prefix,
         guide=row.guide_of(tower.module),
         restores=row.restores(tower.module),
+        extras=attention_extras(tower.blocks[0], row, prefix),
     )
     kinds: set[type[nn.Module]] = set()
     for layer, block in enumerate(tower.blocks):

@@ -20,23 +20,6 @@ from turbovlm.plug.state import Call, Patch
 from turbovlm.plug.tap import Tap
 
 
-class Mute(nn.Module):
-    """Stands in for a muted child: a zero that broadcasts over the residual stream."""
-
-    def __init__(self, pair: bool) -> None:
-        super().__init__()
-        self.pair = pair
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """``(B, 1, 1)`` zeros, or ``(zeros, None)`` for an attention that returns a pair."""
-        x = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
-        zero = x.new_zeros(x.shape[0], 1, 1)
-        return (zero, None) if self.pair else zero
-
-
-_MUTE, _MUTE_PAIR = Mute(pair=False), Mute(pair=True)
-
-
 @dataclass(frozen=True)
 class Site:
     """Where a block stands: its tower's patch, its index and the class it had."""
@@ -57,8 +40,7 @@ class TurboBlock(nn.Module):
         site = self.__dict__["turbo_site"]
         call = site.patch.current()
         if call is not None and name in call.muted:
-            pair = site.patch.row.pair and name == site.patch.row.attention[0]
-            return _MUTE_PAIR if pair else _MUTE
+            return site.patch.mute(name)
         return super().__getattr__(name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:

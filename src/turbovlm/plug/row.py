@@ -23,7 +23,6 @@ class Row:
             class alone is not enough: CLIP's text encoder uses the same one.
         attention: children of the attention branch, the attention module first, its norm after.
         mlp: children of the MLP branch.
-        pair: whether the attention module returns ``(output, weights)`` instead of a tensor.
         prefix: number of leading tokens that are never merged (cls, distillation, registers),
             or the dotted name of the tower's attribute that holds it.
         guide: what supplies the semantic value: the ``"cls"`` token (position 0), or the
@@ -41,7 +40,6 @@ class Row:
     towers: tuple[str, ...]
     attention: tuple[str, ...]
     mlp: tuple[str, ...]
-    pair: bool = False
     prefix: int | str = 1
     guide: Guide = "cls"
     cls: str | None = None

@@ -1,20 +1,46 @@
-"""The self-check of apply: do the two half blocks add up to the host's block, bit for bit?"""
+"""The self-check of apply: do the two half blocks add up to the host's block, bit for bit?
+
+Both functions run a block on a few random tokens, in evaluation mode and without gradients.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from turbovlm.errors import UnsuitableBlock
 from turbovlm.plug.block import TurboBlock
+from turbovlm.plug.row import Row
 from turbovlm.plug.state import Call
 from turbovlm.plug.tap import Tap
 
 CHECK_TOKENS = 12
+
+
+def attention_extras(block: nn.Module, row: Row, prefix: int) -> int | None:
+    """Run the host's block once and see what its attention returns.
+
+    Returns:
+        None for a tensor, else the number of values beside it in a tuple. This differs between
+        versions of a host library, so no row states it.
+    """
+    returned: list[Any] = []
+
+    def see(_: nn.Module, __: Any, output: Any) -> None:
+        returned.append(output)
+
+    handle = getattr(block, row.attention[0]).register_forward_hook(see)
+    try:
+        with torch.no_grad(), _evaluating(block):
+            block(_probe(block, prefix + CHECK_TOKENS), **_required(type(block)))
+    finally:
+        handle.remove()
+    return len(returned[0]) - 1 if returned and isinstance(returned[0], tuple) else None
 
 
 def check_block(block: TurboBlock) -> None:

@@ -16,6 +16,7 @@ from turbovlm.errors import TurboError, UnsupportedInput
 from turbovlm.maths.information import needs_guide
 from turbovlm.maths.matching import Plan
 from turbovlm.maths.schedule import removed
+from turbovlm.plug.mute import Mute
 from turbovlm.plug.row import Guide, Row
 from turbovlm.plug.tap import Tap
 from turbovlm.plug.trace import Trace
@@ -51,16 +52,29 @@ class Patch:
     """One patched tower: immutable facts, plus the running call of each thread."""
 
     def __init__(
-        self, row: Row, config: Merge, depth: int, prefix: int, guide: Guide, restores: bool
+        self,
+        row: Row,
+        config: Merge,
+        *,
+        depth: int,
+        prefix: int,
+        guide: Guide,
+        restores: bool,
+        extras: int | None,
     ) -> None:
         self.row, self.config, self.depth = row, config, depth
         self.prefix, self.restores = prefix, restores
         self.guide: Guide | None = guide if needs_guide(config) else None
+        self._mute, self._mute_attention = Mute(None), Mute(extras)
         self.recording = False
         self.trace: Trace | None = None
         self.traced: Call | None = None
         self._threads = threading.local()
         self._past: deque[Call] = deque(maxlen=REMEMBERED_FORWARDS)
+
+    def mute(self, name: str) -> Mute:
+        """The stand-in for the child ``name`` of a block."""
+        return self._mute_attention if name == self.row.attention[0] else self._mute
 
     def amount(self, layer: int, tokens: int) -> int:
         """r of this block for this length."""

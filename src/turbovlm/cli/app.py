@@ -1,0 +1,74 @@
+"""The application: its commands, and how an error leaves the program."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import turbovlm
+from turbovlm.cli.arguments import join_values
+from turbovlm.cli.bench import bench
+from turbovlm.cli.demo import demo
+from turbovlm.errors import TurboError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo)
+app.command()(bench)
+
+INTERRUPTED = 130
+# typer does not export the base of its usage errors, and has changed its module.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"turbovlm {turbovlm.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Make vision-language models faster without retraining, by merging tokens.
+
+    [bold]turbovlm demo[/]  shows it on a built-in model, without a download.
+
+    [bold]turbovlm bench[/]  measures it on your model and your images.
+    """
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command line; the exit code is returned and errors are one line on stderr."""
+    # Our progress bar stands for theirs, and theirs would draw over it.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        code = app(join_values(argv), prog_name="turbovlm", standalone_mode=False)
+    except TurboError as error:
+        return _fail(str(error))
+    except UsageError as error:
+        message = getattr(error, "format_message", error.__str__)()
+        return _fail(f"{message} (turbovlm --help)" if message else "")
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # some versions of typer turn the interrupt into this code themselves
+        print("interrupted", file=sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str) -> int:
+    if message:  # no arguments at all: typer has shown the help already
+        print("error:", " ".join(message.split()), file=sys.stderr)
+    return 2

@@ -1,0 +1,64 @@
+"""Options that take several values after one flag, ``--r 4 8 12 16``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from turbovlm.errors import ConfigError
+
+SEVERAL = ("--r", "--method")
+
+
+def join_values(argv: Sequence[str]) -> list[str]:
+    """Rewrite ``--r 4 8 12`` as ``--r 4,8,12``, which is how the parser reads such options.
+
+    All words up to the next option belong to the flag, so the model is named before it. Negative
+    numbers count as values: they earn a better message than "no such option". A flag that is
+    given twice keeps the values of both.
+    """
+    joined: list[str] = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if word == "--":
+            return [*joined, word, *words]
+        if word not in SEVERAL:
+            joined.append(word)
+            continue
+        values = []
+        while words and (not words[0].startswith("-") or words[0][1:2].isdigit()):
+            values.append(words.pop(0))
+        if values and word in joined:
+            joined[joined.index(word) + 1] += "," + ",".join(values)
+        else:
+            joined += [word, ",".join(values)] if values else [word]
+    return joined
+
+
+def names(text: str, flag: str) -> list[str]:
+    """``"turbo,random"`` to its parts.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    parts = text.replace(",", " ").split()
+    if not parts:
+        raise ConfigError(f"{flag} needs at least one value")
+    return parts
+
+
+def whole_numbers(text: str, flag: str) -> list[int]:
+    """``"4,8,12"`` to integers.
+
+    Raises:
+        ConfigError: for a part that is no integer, or none at all.
+    """
+    numbers = []
+    for part in names(text, flag):
+        try:
+            numbers.append(int(part))
+        except ValueError:
+            raise ConfigError(
+                f"{flag} takes integers, not {part!r}: {flag} 4 8 12 (the model is named before it)"
+            ) from None
+    return numbers

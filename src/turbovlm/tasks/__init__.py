@@ -1,0 +1,1 @@
+"""Tasks: a model and images in, predictions and their quality out. One file per task."""

@@ -1,0 +1,91 @@
+"""One sentence of advice from a table of results; "no gain" where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from turbovlm.tasks.base import Task
+from turbovlm.tasks.rows import Row
+
+GAIN = 1.03  # a smaller speed-up is not worth a changed model
+NOISE = 0.2  # an interval wider than this share of the speed-up says nothing
+TIE = 0.02  # settings this close in speed are told apart by quality
+
+
+def choose(task: Task[Any], rows: Sequence[Row]) -> Row | None:
+    """The fastest setting whose loss is small; None if there is none.
+
+    Args:
+        task: knows which loss is small.
+        rows: the unmerged model first.
+    """
+    good = [row for row in _faster(rows) if task.acceptable(row.quality, rows[0].quality)]
+    if not good:
+        return None
+    fastest = max(row.speedup.value for row in good)
+    level = [row for row in good if row.speedup.value >= fastest * (1 - TIE)]
+    return max(level, key=lambda row: row.quality[task.agreement.key])
+
+
+def advise(task: Task[Any], rows: Sequence[Row], *, batch: int, device: str) -> str:
+    """One sentence: the setting to use and the line that switches it on, or why there is none.
+
+    Args:
+        task: knows which loss is small.
+        rows: the unmerged model first.
+        batch: images per call in the measurement.
+        device: the kind of device, e.g. ``"cpu"``.
+    """
+    if chosen := choose(task, rows):
+        return (
+            f"Use {chosen.name}: {chosen.speedup.value:.2f}x the speed of {chosen.baseline} at "
+            f"batch {batch} on this {device}, {_quality(task, chosen, rows[0])}; switch it on "
+            f"with {chosen.code}."
+        )
+    if faster := _faster(rows):
+        closest = max(faster, key=lambda row: row.quality[task.agreement.key])
+        return (
+            f"No setting is both faster and close to the unmerged model ({task.tolerance}): the "
+            f"closest, {closest.name}, has {closest.speedup.value:.2f}x the speed, "
+            f"{_quality(task, closest, rows[0])}; try a smaller --r."
+        )
+    return _no_gain([row for row in rows if row.config is not None], batch, device)
+
+
+def _faster(rows: Sequence[Row]) -> list[Row]:
+    return [
+        row
+        for row in rows
+        if row.config is not None and row.speedup.value >= GAIN and row.speedup.low > 1
+    ]
+
+
+def _quality(task: Task[Any], row: Row, unmerged: Row) -> str:
+    parts = []
+    for measure in task.measures():
+        now, before = row.quality[measure.key], unmerged.quality[measure.key]
+        if measure.key in ("accuracy", "attributes"):
+            parts.append(f"{measure.title} {measure.text(now)} instead of {measure.text(before)}")
+        elif measure == task.agreement:
+            parts.append(f"{measure.title} {measure.text(now)}")
+    return ", ".join(parts)
+
+
+def _no_gain(merged: Sequence[Row], batch: int, device: str) -> str:
+    if not merged:
+        return "Nothing was merged: give --r a value above 0."
+    best = max(merged, key=lambda row: row.speedup.value)
+    speed = best.speedup
+    text = (
+        f"No gain on this {device} at batch {batch}: the fastest setting, {best.name}, has "
+        f"{speed.value:.2f}x ({speed.low:.2f} to {speed.high:.2f}) the speed of {best.baseline}"
+    )
+    if speed.high - speed.low > NOISE * speed.value:
+        return f"{text}, too uncertain to tell; repeat on a quieter machine or with more --rounds."
+    if best.ideal < GAIN + 0.05:
+        return f"{text}, and its operations allow no more than {best.ideal:.2f}x; try a larger --r."
+    text = f"{text}, although its operations allow {best.ideal:.2f}x"
+    if batch < 8:
+        return f"{text}; try a larger --batch."
+    return f"{text}; the model is too small here for merging to pay, so leave it as it is."

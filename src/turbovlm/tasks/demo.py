@@ -1,0 +1,57 @@
+"""The built-in captioner on scenes it has never seen: a task that needs no download."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from PIL import Image
+
+from turbovlm.lab import captioner
+from turbovlm.lab.scenes import Scene, scene, split
+from turbovlm.tasks.caption import Caption
+from turbovlm.tasks.prepare import processor_prepare
+
+SCENES = 64
+RS = (8, 14, 20)
+METHODS = ("turbo", "redundancy", "semantics", "random")
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Generated images, in memory; see `turbovlm.tasks.images.Images`."""
+
+    scenes: tuple[Scene, ...]
+
+    @classmethod
+    def unseen(cls, number: int) -> Scenes:
+        """The first ``number`` scenes of the test split."""
+        return cls(tuple(scene(split("test", index)) for index in range(number)))
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def name(self, index: int) -> str:
+        """E.g. ``"scene 3"``."""
+        return f"scene {index + 1}"
+
+    def image(self, index: int) -> Image.Image:
+        """Image ``index`` in mode RGB."""
+        return Image.fromarray(self.scenes[index].image)
+
+
+def captioning(scenes: Scenes) -> Caption:
+    """The built-in captioner, greedy, with the true objects of ``scenes``.
+
+    Raises:
+        ModelError: if the package came without its weights.
+        MissingExtra: if transformers is not installed.
+    """
+    model, processor = captioner.load()
+    return Caption(
+        model,
+        processor_prepare(processor.image_processor),
+        "the built-in captioner",
+        decode=lambda ids: processor.batch_decode(ids, skip_special_tokens=True),
+        options={"max_new_tokens": captioner.CAPTION_TOKENS, "num_beams": 1},
+        truth=[item.objects for item in scenes.scenes],
+    )

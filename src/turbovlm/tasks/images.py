@@ -1,0 +1,195 @@
+"""The user's images: a folder, optional labels, and errors that name the file or row at fault."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image, UnidentifiedImageError
+
+from turbovlm.errors import InputError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+IMAGE_COLUMNS = ("image", "file", "filename", "name")
+LABEL_COLUMNS = ("label", "class", "target")
+
+
+class Images(Protocol):
+    """A fixed list of RGB images, decoded when asked for."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What to call image ``index`` in a report."""
+        ...
+
+    def image(self, index: int) -> Image.Image:
+        """Image ``index`` in mode RGB."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The images below ``root``, sorted by path, with ``labels`` in the same order if known."""
+
+    root: Path
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...] | None = None
+
+    @classmethod
+    def open(cls, root: str | Path, labels: str | Path | None = None) -> ImageFolder:
+        """Find the images below ``root`` (all subfolders) and read their labels.
+
+        Every file's header is read here, so that a file that is no image at all stops a long
+        run before it starts; damage further inside shows when the image is decoded.
+
+        Args:
+            root: the folder.
+            labels: a CSV table of file names and integer labels, see ``read_labels``; looked
+                for in the working directory first, then in ``root``.
+
+        Raises:
+            InputError: for a missing or empty folder, a file that is no image, or bad labels.
+        """
+        root = Path(root)
+        if not root.is_dir():
+            what = "is a file" if root.exists() else "does not exist"
+            raise InputError(f"--images {root} {what}: give a folder of images")
+        found = (path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+        paths = tuple(sorted(path for path in found if path.is_file()))
+        if not paths:
+            raise InputError(
+                f"{root} holds no image: expected files ending in {', '.join(SUFFIXES)}"
+            )
+        for path in paths:
+            _open(path).close()
+        table = None if labels is None else read_labels(_find_table(Path(labels), root), root)
+        return cls(root, paths, None if table is None else _in_order(table, paths, root))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        """Path of image ``index`` relative to the folder."""
+        return self.paths[index].relative_to(self.root).as_posix()
+
+    def image(self, index: int) -> Image.Image:
+        """Image ``index`` in mode RGB.
+
+        Raises:
+            InputError: if the file cannot be decoded.
+        """
+        path = self.paths[index]
+        with _open(path) as image:
+            try:
+                return image.convert("RGB")
+            except (OSError, SyntaxError, ValueError) as error:
+                raise _unreadable(path, error) from error
+
+
+def read_labels(table: Path, root: Path) -> dict[Path, int]:
+    """Read a CSV table with a header: one image and one integer label (0, 1, ...) a row.
+
+    The image column is one of ``IMAGE_COLUMNS``, the label column one of ``LABEL_COLUMNS``;
+    further columns are ignored. File names are relative to ``root`` or to the table.
+
+    Raises:
+        InputError: if the table cannot be read, a column is missing, or a row is wrong.
+    """
+    labels: dict[Path, int] = {}
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            header = [name.strip() for name in rows.fieldnames or ()]
+            rows.fieldnames = header
+            image_column = _column(IMAGE_COLUMNS, header, table)
+            label_column = _column(LABEL_COLUMNS, header, table)
+            for row in rows:
+                where = f"{table}, line {rows.line_num}"
+                path = _locate(row[image_column] or "", table, root, where)
+                if path in labels:
+                    raise InputError(
+                        f"{where}: {row[image_column]} has a label already: keep one row per image"
+                    )
+                labels[path] = _label(row[label_column], where)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"cannot read the labels in {table}: {error}") from error
+    if not labels:
+        raise InputError(f"{table} holds no row below its header: one image and label a row")
+    return labels
+
+
+def check_labels(labels: Sequence[int], classes: int) -> None:
+    """Check that a model with ``classes`` outputs can be right about every label.
+
+    Raises:
+        InputError: for a label outside ``0 .. classes - 1``.
+    """
+    if max(labels) >= classes:
+        raise InputError(
+            f"the labels go up to {max(labels)}, but the model has {classes} classes "
+            f"(0 to {classes - 1}): use labels that belong to this model"
+        )
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except (OSError, UnidentifiedImageError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    cause = "not an image file" if isinstance(error, UnidentifiedImageError) else str(error)
+    return InputError(f"cannot read image {path} ({cause}): repair it or move it away")
+
+
+def _find_table(table: Path, root: Path) -> Path:
+    for candidate in (table, root / table):
+        if candidate.is_file():
+            return candidate
+    raise InputError(f"no label table {table}, neither here nor in {root}: check --labels")
+
+
+def _column(wanted: Sequence[str], header: Sequence[str], table: Path) -> str:
+    for name in header:
+        if name.lower() in wanted:
+            return name
+    raise InputError(
+        f"{table} has the columns {', '.join(header) or '(none)'}, but none of "
+        f"{', '.join(wanted)}: rename one of them"
+    )
+
+
+def _locate(name: str, table: Path, root: Path, where: str) -> Path:
+    if not name.strip():
+        raise InputError(f"{where}: the file name is empty: fill it in or remove the row")
+    for folder in (root, table.parent):
+        path = folder / name.strip()
+        if path.is_file():
+            return path.resolve()
+    raise InputError(f"{where}: no image {name} in {root}: remove the row or add the image")
+
+
+def _label(text: str | None, where: str) -> int:
+    try:
+        label = int(text or "")
+    except ValueError:
+        label = -1
+    if label < 0:
+        raise InputError(f"{where}: label {text!r} is not a class number: use 0, 1, 2, ...")
+    return label
+
+
+def _in_order(labels: dict[Path, int], paths: Sequence[Path], root: Path) -> tuple[int, ...]:
+    missing = [path for path in paths if path.resolve() not in labels]
+    if missing:
+        first = missing[0].relative_to(root)
+        raise InputError(
+            f"{len(missing)} of {len(paths)} images have no label, the first is {first}: "
+            "add a row for each or move the images away"
+        )
+    return tuple(labels[path.resolve()] for path in paths)

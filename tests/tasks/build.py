@@ -1,0 +1,148 @@
+"""Small real models and photographs on disk, as a user would have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import transformers as hf
+from PIL import Image
+from safetensors.torch import save_file
+
+TINY = "test_vit"  # timm's own test architecture: 160 px, 101 tokens, 6 blocks of width 64
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 4,
+    # BLIP's default of 1e-10 makes constant models, which any merge leaves unchanged.
+    "initializer_range": 0.2,
+}
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in range(27))]
+
+
+def photos(folder: Path, number: int = 5, side: int = 40) -> Path:
+    """Smooth noise, different in every image: random JPEGs of which no two are alike."""
+    rng = np.random.default_rng(0)
+    for index in range(number):
+        path = folder / ("sub" if index % 2 else ".") / f"photo{index}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(path)
+    return folder
+
+
+def wild(model: torch.nn.Module) -> Any:
+    """Weights large enough that merging shows in the output."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0, 0.8 / parameter[0].numel() ** 0.5)
+    return model.eval()
+
+
+def timm_weights(path: Path, **options: Any) -> Path:
+    """A checkpoint of `TINY`."""
+    save_file(wild(timm.create_model(TINY, **options)).state_dict(), path)
+    return path
+
+
+def _save(folder: Path, model: Any, processor: Any) -> Path:
+    wild(model).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def vit_classifier(folder: Path) -> Path:
+    config = hf.ViTConfig(**SIZES, id2label={index: f"kind {index}" for index in range(7)})
+    return _save(folder, hf.ViTForImageClassification(config), _square(hf.ViTImageProcessor))
+
+
+def vit_backbone(folder: Path) -> Path:
+    return _save(folder, hf.ViTModel(hf.ViTConfig(**SIZES)), _square(hf.ViTImageProcessor))
+
+
+def deit_backbone(folder: Path) -> Path:
+    return _save(folder, hf.DeiTModel(hf.DeiTConfig(**SIZES)), _square(hf.ViTImageProcessor))
+
+
+def dinov2_backbone(folder: Path) -> Path:
+    sizes = {key: value for key, value in SIZES.items() if key != "intermediate_size"}
+    return _save(folder, hf.Dinov2Model(hf.Dinov2Config(**sizes)), _square(hf.ViTImageProcessor))
+
+
+def clip(folder: Path) -> Path:
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 40}
+    config = hf.CLIPConfig(
+        vision_config=SIZES, text_config={**text, "num_attention_heads": 2}, projection_dim=24
+    )
+    return _save(folder, hf.CLIPModel(config), _square(hf.ViTImageProcessor))
+
+
+def siglip(folder: Path) -> Path:
+    text = {"hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 40}
+    config = hf.SiglipConfig(vision_config=SIZES, text_config={**text, "num_attention_heads": 2})
+    return _save(folder, hf.SiglipModel(config), _square(hf.SiglipImageProcessor))
+
+
+def blip(folder: Path) -> Path:
+    text = {
+        "vocab_size": len(WORDS),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "initializer_range": 0.2,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "sep_token_id": 3,
+        "pad_token_id": 0,
+    }
+    config = hf.BlipConfig(vision_config=SIZES, text_config=text, initializer_range=0.2)
+    words = {word: index for index, word in enumerate(WORDS)}
+    processor = hf.BlipProcessor(_square(hf.BlipImageProcessor), hf.BertTokenizer(vocab=words))
+    return _save(folder, hf.BlipForConditionalGeneration(config), processor)
+
+
+def blip2(folder: Path) -> Path:
+    qformer = {
+        "vocab_size": 40,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "encoder_hidden_size": 32,
+    }
+    text = hf.OPTConfig(
+        vocab_size=len(WORDS) + 1,
+        hidden_size=32,
+        ffn_dim=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        word_embed_proj_dim=32,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+    )
+    config = hf.Blip2Config(
+        vision_config=SIZES,
+        qformer_config=qformer,
+        text_config=text,
+        num_query_tokens=4,
+        image_token_index=len(WORDS),
+    )
+    words = {word: index for index, word in enumerate(WORDS)}
+    model = hf.Blip2ForConditionalGeneration(config)
+    _save(folder, model, _square(hf.BlipImageProcessor))
+    hf.BertTokenizer(vocab=words).save_pretrained(folder)
+    return folder
+
+
+def _square(kind: Any) -> Any:
+    return kind(size={"height": 32, "width": 32})

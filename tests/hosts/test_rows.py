@@ -18,6 +18,9 @@ from turbovlm.plug.block import TurboBlock
 
 pytestmark = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 R = 5
+# For half precision: one merge and three blocks that weigh by size. Where two degrees are nearly
+# equal, rounding may choose another token, and after several merges nothing is comparable.
+EARLY = Merge(r=(R, 0, 0, 0))
 
 
 def blocks_of(model: nn.Module) -> nn.ModuleList:
@@ -196,29 +199,29 @@ def test_gradient_checkpointing_gives_the_same_gradients(case: Case, reentrant: 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_dtypes(case: Case, dtype: torch.dtype) -> None:
     model, x = case.build(), pixels()
-    with turbovlm.applied(model, Merge(r=R)):
+    with turbovlm.applied(model, EARLY):
         expected = case.run(model, x)
     model = model.to(dtype)
-    with turbovlm.applied(model, Merge(r=R)) as run:
+    with turbovlm.applied(model, EARLY) as run:
         y = case.run(model, x.to(dtype))
     assert y.dtype == dtype
     assert run.trace.sizes is not None
     assert run.trace.sizes.dtype == torch.float32
     if dtype == torch.float64:
         torch.testing.assert_close(y.float(), expected, atol=1e-4, rtol=1e-4)
-    else:  # other tokens may be chosen where two degrees are close: compare the mean token
+    else:
         cosine = torch.cosine_similarity(y.float().mean(1), expected.mean(1))
-        assert cosine.min() > 0.99
+        assert cosine.min() > 0.995
 
 
 @torch.no_grad()
 def test_autocast(case: Case) -> None:
     model, x = case.build(), pixels()
-    with turbovlm.applied(model, Merge(r=R)):
+    with turbovlm.applied(model, EARLY):
         expected = case.run(model, x)
         with torch.autocast("cpu", torch.bfloat16):
             y = case.run(model, x)
-    assert torch.cosine_similarity(y.float().mean(1), expected.mean(1)).min() > 0.99
+    assert torch.cosine_similarity(y.float().mean(1), expected.mean(1)).min() > 0.995
 
 
 @torch.no_grad()

@@ -25,6 +25,15 @@ app.command()(demo)
 app.command()(bench)
 
 INTERRUPTED = 130
+# Read by libraries when they load, which is after the command line has been read.
+ENVIRONMENT = {
+    # Our progress bar stands for theirs, and theirs would draw over it.
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    # OpenMP's threads wait for each other in a busy loop, of about a millisecond by default. Where
+    # another program holds one of the cores, that wait made the demo ten times slower.
+    "GOMP_SPINCOUNT": "20000",
+}
 # typer does not export the base of its usage errors, and has changed its module.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
@@ -51,9 +60,8 @@ def top(
 
 def run(argv: Sequence[str]) -> int:
     """Run one command line; the exit code is returned and errors are one line on stderr."""
-    # Our progress bar stands for theirs, and theirs would draw over it.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     try:
         code = app(join_values(argv), prog_name="turbovlm", standalone_mode=False)
     except TurboError as error:

@@ -25,6 +25,7 @@ def row(config: Merge | None, speed: float, agreement: float, accuracy: float = 
         throughput=200.0 * speed,
         spread=0.02,
         speedup=Ratio(speed, speed - 0.05, speed + 0.05),
+        page_faults=12.0,
         peak_mib=27.7,
         quality={"accuracy": accuracy, "agreement": agreement, "kl": 0.0315},
     )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import importlib.util
 import io
 import re
@@ -77,6 +78,9 @@ def test_notes_say_what_was_measured() -> None:
     assert "a cpu, 2 threads" in text
     assert "median of 10 interleaved rounds [95 % interval], against unmerged" in text
     assert "both sides compiled" not in text
+    assert "allocator" not in text
+    rows = [dataclasses.replace(row, page_faults=21476.0) for row in report().rows]
+    assert "one unmerged call faults 21476 pages in" in "\n".join(notes(report(rows=rows)))
     few = "\n".join(notes(report(rounds=2, compiled=True)))
     assert "[lowest, highest]" in few
     assert "both sides compiled" in few

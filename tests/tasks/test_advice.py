@@ -33,6 +33,7 @@ def row(
         throughput=10.0,
         spread=0.0,
         speedup=Ratio(speed, *other.pop("interval", (speed - 0.01, speed + 0.01))),
+        page_faults=0.0,
         peak_mib=1.0,
         quality=quality if accuracy is None else {"accuracy": accuracy, **quality},
     )

@@ -9,6 +9,8 @@ from rich.text import Text
 
 from turbovlm.tasks.rows import Report, Row
 
+MANY_FAULTS = 1000  # page faults of one call, from which they move ratios by some percent
+
 
 def headers(report: Report) -> list[str]:
     """Titles of the columns."""
@@ -49,6 +51,13 @@ def notes(report: Report) -> list[str]:
         f"{_baselines(report)}; ±: quartile distance.",
         "peak: memory of one call beyond weights and inputs.",
     ]
+    faults = max(row.page_faults for row in report.rows if row.config is None)
+    if faults > MANY_FAULTS and report.device == "cpu":
+        lines.append(
+            f"allocator: one unmerged call faults {faults:.0f} pages in, a cost that merging saves "
+            "too and that operations do not count; run with MALLOC_MMAP_MAX_=0 "
+            "MALLOC_TRIM_THRESHOLD_=100000000000 to measure without it."
+        )
     lines += [f"{measure.title}: {measure.about}." for measure in report.measures]
     return lines
 

@@ -106,6 +106,7 @@ def run(
                 throughput=times[name].throughput(batch),
                 spread=times[name].iqr / times[name].median_s,
                 speedup=_speedup(times, name, base),
+                page_faults=times[name].median_page_faults,
                 peak_mib=peaks[name],
                 quality=quality[name],
             )

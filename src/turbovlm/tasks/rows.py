@@ -29,6 +29,8 @@ class Row:
         throughput: images a second, from the median time.
         spread: distance between the quartiles of the time over its median.
         speedup: measured, over the baseline; the median over interleaved rounds.
+        page_faults: minor page faults of one call: thousands mean that part of the time goes to
+            the system's allocator, which merging then saves too.
         peak_mib: peak memory of one call above what was held before, in MiB; None where the
             machine cannot tell.
         quality: by the key of the measure, over all images.
@@ -44,6 +46,7 @@ class Row:
     throughput: float
     spread: float
     speedup: Ratio
+    page_faults: float
     peak_mib: float | None
     quality: Mapping[str, float]
 

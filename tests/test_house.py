@@ -20,6 +20,7 @@ FLOORS = [
     {"plug"},
     {"hosts"},
     {"api"},
+    {"models"},
     {"lab"},
     {"measure"},
     {"tasks"},

@@ -28,13 +28,14 @@ def apply(model: Model, config: Merge | None = None) -> Model:
     Raises:
         UnknownArchitecture: no row describes any part of the model.
         NothingToPatch: its encoder has no block that can be split.
-        UnsuitableBlock: the halves of its block do not add up to the whole.
+        UnsuitableBlock: its blocks cannot be split (parallel branches, windows, a causal
+            decoder), or the halves do not add up to the whole.
         UnseenAttention: its attention kernel hides the keys.
         AlreadyApplied: it is patched already.
         ConfigError: the setting does not fit, or there is none.
         In every case the model is as it was.
     """
-    apply_rows(model, config, hosts.rows())
+    apply_rows(model, config, hosts.rows(), hosts.REFUSALS)
     return model
 
 

@@ -4,7 +4,7 @@ TurboError
 ├── ConfigError            a setting that cannot mean anything      (also a ValueError)
 ├── UnknownArchitecture    no row describes the model               (also a TypeError)
 ├── NothingToPatch         a row fits, yet no block was found       (also a TypeError)
-├── UnsuitableBlock        the self-check failed: not two branches  (also a TypeError)
+├── UnsuitableBlock        no merge fits between: parallel, windows (also a TypeError)
 ├── UnseenAttention        the attention kernel hides its inputs
 ├── AlreadyApplied         apply, twice
 ├── NotApplied             remove or trace without apply
@@ -38,7 +38,7 @@ class NothingToPatch(TurboError, TypeError):
 
 
 class UnsuitableBlock(TurboError, TypeError):
-    """The two half blocks do not add up to the host's whole block."""
+    """A known architecture that cannot be patched, or halves that are not the whole block."""
 
 
 class UnseenAttention(TurboError, RuntimeError):

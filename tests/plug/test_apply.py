@@ -66,14 +66,39 @@ def test_unknown_architecture_names_the_way_out() -> None:
         turbovlm.apply("vit", Merge(r=4))  # type: ignore[type-var]
 
 
-def test_a_text_encoder_alone_is_refused() -> None:
-    with pytest.raises(errors.UnknownArchitecture, match="CLIPTextModel"):
-        turbovlm.apply(hf.CLIPTextModel(hf.CLIPTextConfig(**TEXT)), Merge(r=4))
-
-
 def test_zero_blocks_is_an_error() -> None:
-    model = vit(block_fn=timm.models.vision_transformer.ParallelScalingBlock)
-    with pytest.raises(errors.NothingToPatch, match="ParallelScalingBlock"):
+    class Unheard(nn.Module):
+        def __init__(self, **_: Any) -> None:
+            super().__init__()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    with pytest.raises(errors.NothingToPatch, match="Unheard"):
+        turbovlm.apply(vit(block_fn=Unheard), Merge(r=4))
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (lambda: hf.CLIPTextModel(hf.CLIPTextConfig(**TEXT)), "CLIPTextModel .*end-of-text"),
+        (lambda: hf.SiglipTextModel(hf.SiglipTextConfig(**TEXT)), "SiglipTextModel .*last posit"),
+        (lambda: hf.BertModel(hf.BertConfig(**TEXT, is_decoder=True)), "BertModel.*causal decoder"),
+        (lambda: vit(block_fn=timm.models.vision_transformer.ParallelScalingBlock), "in parallel"),
+        (lambda: vit(block_fn=timm.models.vision_transformer.ParallelThingsBlock), "several att"),
+        (lambda: timm.create_model("swin_tiny_patch4_window7_224"), "SwinTransformer .*windows"),
+        (lambda: timm.create_model("davit_tiny"), "DaVit .*windows"),
+        (
+            lambda: hf.SwinModel(hf.SwinConfig(depths=[1, 1], num_heads=[1, 2], embed_dim=8)),
+            "SwinModel .*windows",
+        ),
+        (lambda: timm.create_model("beit_base_patch16_224"), "Beit .*bias per pair"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_unsuitable_architectures_are_refused_with_the_reason(build: Any, reason: str) -> None:
+    model = build()
+    with pytest.raises(errors.UnsuitableBlock, match=reason):
         turbovlm.apply(model, Merge(r=4))
     assert patched(model) == []
 

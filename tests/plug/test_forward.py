@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import open_clip.transformer
 import pytest
 import torch
 import transformers as hf
@@ -12,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import turbovlm
-from tests.hosts.zoo import SIZES, TIMM, pixels, wild
+from tests.hosts.zoo import SIZES, TEXT, TIMM, padding, pixels, wild, words
 from turbovlm import Merge, errors
 from turbovlm.maths.schedule import lengths
 
@@ -135,16 +136,103 @@ def test_tokens_added_between_blocks_are_refused() -> None:
 
 
 @torch.no_grad()
+def test_padding_leaks_nothing_and_leaves_first() -> None:
+    model, ids = wild(hf.BertModel(hf.BertConfig(**TEXT))), words()
+    real = padding(40, 23)
+    mask = real.long()
+
+    def run(ids: Tensor) -> Tensor:
+        return model(input_ids=ids, attention_mask=mask).last_hidden_state
+
+    host = run(ids)
+    for method in ("turbo", "redundancy", "semantics", "random"):
+        with turbovlm.applied(model, Merge(r=3, method=method)) as handle:  # type: ignore[arg-type]
+            merged, trace = run(ids), handle.trace
+            junk = torch.where(real, ids, 7)
+            assert torch.equal(run(junk)[real], merged[real]), method
+        assert trace.sizes is not None
+        assert trace.sizes.sum(1).tolist() == [40, 23]
+        assert not torch.allclose(merged[real], host[real], atol=1e-3)
+        # 12 leave and 17 are padding: the padded sentence is what it was, the full one is not
+        torch.testing.assert_close(merged[1][:23], host[1][:23], atol=2e-6, rtol=2e-6)
+        assert not torch.allclose(merged[0], host[0], atol=1e-3)
+
+
+@torch.no_grad()
 def test_masks_are_refused_only_where_they_would_be_wrong() -> None:
-    model, x = wild(hf.ViTModel(hf.ViTConfig(**SIZES))), pixels()
-    mask = torch.ones(2, 65, dtype=torch.long)
-    mask[1, 40:] = 0
+    model, ids = wild(hf.BlipTextModel(hf.BlipTextConfig(**TEXT))), words()
+    mask = torch.ones(2, 40, dtype=torch.long)
     turbovlm.apply(model, Merge(r=0))
-    assert model(pixel_values=x, attention_mask=mask).last_hidden_state.shape[1] == 65
+    assert model(input_ids=ids, attention_mask=mask, is_decoder=True).last_hidden_state.shape[1]
     turbovlm.remove(model)
+    turbovlm.apply(model, Merge(r=4))
+    with pytest.raises(errors.UnsupportedInput, match=r"differs from query to query|past_key_v"):
+        model(input_ids=ids, attention_mask=mask, is_decoder=True)
+    model = vit()
+    turbovlm.apply(model, Merge(r=4))
+    with pytest.raises(errors.UnsupportedInput, match=r"shape \(65, 65\); a padding mask is laid"):
+        model.forward_features(pixels(), attn_mask=torch.ones(65, 65, dtype=torch.bool))
+    with pytest.raises(errors.UnsupportedInput, match="is_causal=bool"):
+        model.forward_features(pixels(), is_causal=True)
+
+
+@torch.no_grad()
+def test_a_tensor_that_no_row_names_is_refused() -> None:
+    tower = open_clip.transformer.VisionTransformer(64, 8, 48, 4, 4, 2.0, output_dim=32)
+    turbovlm.apply(tower, Merge(r=4))
+    with pytest.raises(errors.UnsupportedInput, match=r"got attn_mask, a tensor of shape"):
+        tower.transformer(torch.randn(1, 65, 48), attn_mask=torch.zeros(65, 65))
+
+
+@torch.no_grad()
+def test_tokens_first_is_refused() -> None:
+    """open_clip can run (N, B, C): then the keys do not lie where the tokens do."""
+    tower: Any = open_clip.transformer.VisionTransformer(64, 8, 48, 4, 4, 2.0, output_dim=32)
+    for block in tower.transformer.resblocks:
+        block.attn.batch_first = False
+    with pytest.raises(errors.UnsuitableBlock, match="do not follow its tokens"):
+        turbovlm.apply(tower, Merge(r=4))
+
+
+@torch.no_grad()
+def test_llava_reads_the_last_but_one_layer_and_counts_its_tokens() -> None:
+    config = hf.LlavaConfig(
+        vision_config=hf.CLIPVisionConfig(**SIZES),
+        text_config=hf.LlamaConfig(
+            hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=4, vocab_size=100, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        ),
+        image_token_index=99,
+    )  # fmt: skip
+    model: Any = wild(hf.LlavaForConditionalGeneration(config))
+    ids = torch.tensor([[1] + [99] * 64 + [5, 6]] * 2)
+    options: dict[str, Any] = {"input_ids": ids, "pixel_values": pixels()}
+    host = model(**options).logits
+    with turbovlm.applied(model, Merge(r=6)) as run:
+        merged = model(**options).logits
+        assert run.trace.tokens == (59, 53, 47, 41)
+        assert model.generate(**options, max_new_tokens=4, do_sample=False).shape[0] == 2
+        states = model.model.vision_tower(pixels(), output_hidden_states=True).hidden_states
+        assert [h.shape[1] for h in states[:5]] == [65, 59, 53, 65, 65]
+    assert not torch.allclose(merged, host, atol=1e-3)
+    assert torch.equal(model(**options).logits, host)
+
+
+@torch.no_grad()
+def test_a_text_tower_is_patched_only_when_it_is_given_itself() -> None:
+    model: Any = hf.VisionTextDualEncoderModel(
+        vision_model=hf.ViTModel(hf.ViTConfig(**SIZES)),
+        text_model=hf.BertModel(hf.BertConfig(**TEXT)),
+    ).eval()
     turbovlm.apply(model, Merge(r=5))
-    with pytest.raises(errors.UnsupportedInput, match="extra tensor"):
-        model(pixel_values=x, attention_mask=mask)
+    with pytest.raises(errors.NotApplied):
+        turbovlm.remove(model.text_model)
+    turbovlm.apply(model.text_model, Merge(r=2))
+    with turbovlm.recording(model) as run:
+        model(input_ids=words(), pixel_values=pixels(), attention_mask=torch.ones(2, 40).long())
+    assert sorted(t.tokens[-1] for t in run.traces) == [32, 45]
+    turbovlm.remove(model)
+    assert not hasattr(model.text_model.config, "turbovlm")
 
 
 def test_training_with_drop_path_layer_scale_and_dropout() -> None:

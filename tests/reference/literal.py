@@ -7,11 +7,14 @@ layer with the merge between attention and MLP, from the host's weights alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from tests.reference.parts import Parts
 
 
 @dataclass
@@ -30,6 +33,27 @@ class Setting:
     prefix: int = 1
     guide: str = "cls"
     lengths: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Rotary:
+    """Tables ``(H or 1, N, d)`` of the patch tokens of one block, and how pairs are laid out."""
+
+    cos: Tensor
+    sin: Tensor
+    half: bool  # pairs are (i, i + d / 2), else (2 i, 2 i + 1)
+
+    def turn(self, x: Tensor, head: int, at: int) -> Tensor:
+        """One token's vector ``(d,)`` at patch position ``at``."""
+        head = min(head, self.cos.shape[0] - 1)
+        partner = torch.empty_like(x)
+        d = x.shape[0]
+        for i in range(d):
+            if self.half:
+                partner[i] = -x[i + d // 2] if i < d // 2 else x[i - d // 2]
+            else:
+                partner[i] = -x[i + 1] if i % 2 == 0 else x[i - 1]
+        return x * self.cos[head, at] + partner * self.sin[head, at]
 
 
 def degree(setting: Setting, r_i: float, a_i: float, block: int, n: int) -> float:
@@ -62,108 +86,128 @@ def amount(setting: Setting, n: int) -> int:
 
 def merge_step(
     x: Tensor, size: Tensor, metric: Tensor, value: Tensor, setting: Setting, block: int
-) -> tuple[Tensor, Tensor]:
-    """One sample: x ``(N, C)``, size ``(N,)``, metric ``(N, d)``, value ``(N,)``."""
+) -> tuple[Tensor, Tensor, list[int]]:
+    """One sample: x ``(N, C)``, size ``(N,)`` (0 is padding), metric ``(N, d)``, value ``(N,)``.
+
+    Returns tokens, sizes and which positions survive.
+    """
     n = x.shape[0]
     sources = [i for i in range(0, n, 2) if i >= setting.prefix]
     destinations = [j for j in range(1, n, 2) if j >= setting.prefix]
     unit = [row / row.norm() for row in metric]
-    scored = []
+    padding, scored, stranded = [], [], []
     for i in sources:
-        cosines = [float(unit[i] @ unit[j]) for j in destinations]
+        cosines = [float(unit[i] @ unit[j]) if size[j] > 0 else -math.inf for j in destinations]
         r_i = max(cosines)
         goal = destinations[cosines.index(r_i)]
-        scored.append((degree(setting, r_i, float(value[i]), block, n), i, goal))
+        if size[i] == 0:
+            padding.append((i, goal))
+        elif r_i == -math.inf:
+            stranded.append((i, goal))
+        else:
+            scored.append((degree(setting, r_i, float(value[i]), block, n), i, goal))
     scored.sort(reverse=True)
-    gone = {i: goal for _, i, goal in scored[: amount(setting, n)]}
-    rows, sizes = [], []
+    order = padding + [(i, goal) for _, i, goal in scored] + stranded
+    gone = dict(order[: amount(setting, n)])
+    rows, sizes, kept = [], [], []
     for t in range(n):
         if t in gone:
             continue
         group = [t] + [i for i, goal in gone.items() if goal == t]
         mass = sum(float(size[g]) for g in group)
-        rows.append(sum(x[g] * float(size[g]) for g in group) / mass)  # type: ignore[arg-type]
+        total = sum(x[g] * float(size[g]) for g in group)
+        rows.append(total / mass if mass > 0 else x[t])  # type: ignore[operator, arg-type]
         sizes.append(mass)
-    return torch.stack(rows), torch.tensor(sizes)
+        kept.append(t)
+    return torch.stack(rows), torch.tensor(sizes), kept
 
 
-class Parts:
-    """The children of one block by their role, whatever the host calls them."""
+@dataclass
+class Seen:
+    """What one attention leaves behind: keys and queries averaged over heads, and A."""
 
-    def __init__(self, block: Any) -> None:
-        self.block = block
-        attention = getattr(block, "attn", None) or getattr(block, "self_attn", None)
-        self.attention: Any = attention if attention is not None else block.attention
-
-    def _first(self, *names: str) -> Any:
-        return next(
-            (getattr(self.block, n) for n in names if hasattr(self.block, n)), nn.Identity()
-        )
-
-    def before_attention(self, x: Tensor) -> Tensor:
-        return self._first("norm1", "layer_norm1", "layernorm_before")(x)
-
-    def before_mlp(self, x: Tensor) -> Tensor:
-        return self._first("norm2", "layer_norm2", "layernorm_after")(x)
-
-    def scale_attention(self, x: Tensor) -> Tensor:
-        return self._first("ls1", "layer_scale1")(x)
-
-    def scale_mlp(self, x: Tensor) -> Tensor:
-        return self._first("ls2", "layer_scale2")(x)
-
-    def qkv(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-        a = self.attention
-        if hasattr(a, "qkv"):
-            q, k, v = a.qkv(h).chunk(3, dim=-1)
-        else:
-            q, k, v = a.q_proj(h), a.k_proj(h), a.v_proj(h)
-        heads = getattr(a, "num_heads", None) or a.num_attention_heads
-        return q, k, v, heads
-
-    def out(self, o: Tensor) -> Tensor:
-        names = ("proj", "projection", "out_proj", "o_proj")
-        return next(getattr(self.attention, n) for n in names if hasattr(self.attention, n))(o)
+    key: Tensor
+    query: Tensor
+    value: Tensor
 
 
 def attend(
-    parts: Parts, h: Tensor, size: Tensor, guide: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One sample ``(N, C)``, head by head with materialised softmax.
-
-    Returns the attention output, keys and queries averaged over heads, and A.
-    """
+    parts: Parts, h: Tensor, size: Tensor, setting: Setting, rotary: Rotary | None, at: list[int]
+) -> tuple[Tensor, Seen]:
+    """One sample ``(N, C)``, head by head with materialised softmax; ``at`` original positions."""
     q, k, v, heads = parts.qkv(h)
     d = q.shape[-1] // heads
+    split = [t.unflatten(-1, (heads, d)).clone() for t in (q, k, v)]
+    if rotary is not None:
+        for t in range(h.shape[0]):
+            for head in range(heads):
+                for tensor in split[:2] if at[t] >= setting.prefix else ():
+                    tensor[t, head] = rotary.turn(
+                        tensor[t, head].clone(), head, at[t] - setting.prefix
+                    )
+    q, k, v = split
+    real = [t for t in range(h.shape[0]) if size[t] > 0]
     outputs, rows = [], []
     for head in range(heads):
-        at = slice(head * d, (head + 1) * d)
-        logits = q[:, at] @ k[:, at].T / math.sqrt(d) + size.log()[None, :]
-        outputs.append(logits.softmax(-1) @ v[:, at])
-        if guide == "cls":
+        logits = q[:, head] @ k[:, head].T / math.sqrt(d) + size.log()[None, :]
+        outputs.append(logits.softmax(-1) @ v[:, head])
+        if setting.guide == "cls":
             rows.append(logits.softmax(-1)[0])
         else:
-            mean_query = torch.stack([q[t, at] for t in range(q.shape[0])]).mean(0)
-            rows.append((k[:, at] @ mean_query / math.sqrt(d) + size.log()).softmax(-1))
-    mean = [torch.stack([t[:, i * d : (i + 1) * d] for i in range(heads)]).mean(0) for t in (k, q)]
-    return parts.out(torch.cat(outputs, -1)), mean[0], mean[1], torch.stack(rows).mean(0)
+            mean_query = torch.stack([q[t, head] for t in real]).mean(0)
+            rows.append((k[:, head] @ mean_query / math.sqrt(d) + size.log()).softmax(-1))
+    seen = Seen(k.mean(1), q.mean(1), torch.stack(rows).mean(0))
+    return parts.out(torch.cat(outputs, -1)), seen
+
+
+def recorded(
+    parts: Parts, size: Tensor, setting: Setting, rotary: Rotary | None, at: list[int]
+) -> tuple[Callable[[Tensor], Tensor], list[Seen]]:
+    """`attend` as a function of the tokens alone, and the list that it notes what it saw in."""
+    seen: list[Seen] = []
+
+    def run(h: Tensor) -> Tensor:
+        out, found = attend(parts, h, size, setting, rotary, at)
+        seen.append(found)
+        return out
+
+    return run, seen
 
 
 @torch.no_grad()
-def encode(blocks: Any, x: Tensor, setting: Setting) -> Tensor:
-    """Tokens ``(B, N, C)`` through all blocks, one sample at a time, merging after attention."""
+def encode(
+    blocks: Any,
+    x: Tensor,
+    setting: Setting,
+    rotary: Sequence[Rotary] | None = None,
+    real: Tensor | None = None,
+) -> Tensor:
+    """Tokens ``(B, N, C)`` through all blocks, one sample at a time, merging after attention.
+
+    Args:
+        blocks: the host's blocks.
+        x: what enters the first one.
+        setting: the configuration.
+        rotary: tables of every block, where the host has them.
+        real: ``(B, N)``, False for padding.
+    """
     setting.lengths.clear()
     results = []
-    for sample in x:
+    for number, sample in enumerate(x):
         y, size = sample, torch.ones(sample.shape[0])
+        if real is not None:
+            size = real[number].float()
+        at = list(range(sample.shape[0]))
         for index, block in enumerate(blocks):
             parts = Parts(block)
-            o, key, query, value = attend(parts, parts.before_attention(y), size, setting.guide)
-            y = y + parts.scale_attention(o)
-            metric = key if setting.metric == "key" else query
-            y, size = merge_step(y, size, metric, value, setting, index)
-            y = y + parts.scale_mlp(block.mlp(parts.before_mlp(y)))
-            if len(results) == 0:
+            table = None if rotary is None else rotary[index]
+            attention, seen = recorded(parts, size, setting, table, at)
+            y = parts.attention_branch(y, attention)
+            metric = seen[0].key if setting.metric == "key" else seen[0].query
+            y, size, kept = merge_step(y, size, metric, seen[0].value, setting, index)
+            at = [at[t] for t in kept]
+            y = parts.mlp_branch(y)
+            if number == 0:
                 setting.lengths.append(y.shape[0])
         results.append(y)
     return torch.stack(results)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from turbovlm.hosts import timm, transformers
+from turbovlm.hosts import open_clip, refusals, text, timm, torchvision, transformers
 from turbovlm.plug.row import Row
 
+REFUSALS = refusals.REFUSALS
 _registered: list[Row] = []
 
 
 def rows() -> tuple[Row, ...]:
     """All rows: your own first, so that they can override."""
-    return (*_registered, *transformers.ROWS, *timm.ROWS)
+    built_in = (transformers, timm, torchvision, open_clip, text)
+    return (*_registered, *(row for table in built_in for row in table.ROWS))
 
 
 def register(row: Row) -> None:

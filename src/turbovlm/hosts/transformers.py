@@ -1,65 +1,183 @@
-"""Rows for transformers. Blocks of BLIP, CLIP and SigLIP share their children's names."""
+"""Rows for the vision towers of transformers, and for Whisper's encoder.
+
+The children of a block come under few sets of names; what differs is what reads the tower.
+"""
+
+from typing import Any
 
 from turbovlm.plug.row import Row
 
-_MODELS = "transformers.models"
-_ATTENTION = ("self_attn", "layer_norm1")
-_MLP = ("mlp", "layer_norm2")
+_CLIP = {"attention": ("self_attn", "layer_norm1"), "mlp": ("mlp", "layer_norm2")}
+_VIT = {"attention": ("attention", "layernorm_before"), "mlp": ("mlp", "layernorm_after")}
+_DINO = {"attention": ("attention", "norm1"), "mlp": ("mlp", "norm2")}
+_PATCHES = {"prefix": 0, "guide": "mean"}  # no cls token
+_PADDED = {"restore": True, **_PATCHES}  # padded patches, which the reader counts
+
+
+def _row(package: str, block: str, tower: str, **fields: Any) -> Row:
+    path = f"transformers.models.{package}.modeling_{package}"
+    return Row(f"{path}.{block}", (f"{path}.{tower}",), mask="attention_mask", **fields)
+
 
 ROWS = (
-    Row(
-        block=f"{_MODELS}.vit.modeling_vit.ViTLayer",
-        towers=(f"{_MODELS}.vit.modeling_vit.ViTModel",),
-        attention=("attention", "layernorm_before"),
-        mlp=("mlp", "layernorm_after"),
-        example="google/vit-base-patch16-224",
-    ),
-    Row(
-        block=f"{_MODELS}.deit.modeling_deit.DeiTLayer",
-        towers=(f"{_MODELS}.deit.modeling_deit.DeiTModel",),
-        attention=("attention", "layernorm_before"),
-        mlp=("mlp", "layernorm_after"),
+    _row("vit", "ViTLayer", "ViTModel", **_VIT, example="google/vit-base-patch16-224"),
+    _row("vit_msn", "ViTMSNLayer", "ViTMSNModel", **_VIT, example="facebook/vit-msn-base"),
+    _row(
+        "deit",
+        "DeiTLayer",
+        "DeiTModel",
+        **_VIT,
         prefix=2,  # cls and distillation token
         example="facebook/deit-base-distilled-patch16-224",
     ),
-    Row(
-        block=f"{_MODELS}.dinov2.modeling_dinov2.Dinov2Layer",
-        towers=(f"{_MODELS}.dinov2.modeling_dinov2.Dinov2Model",),
-        attention=("attention", "norm1"),
-        mlp=("mlp", "norm2"),
+    _row(
+        "dinov2",
+        "Dinov2Layer",
+        "Dinov2Model",
+        **_DINO,
         restore=True,  # its classifier averages the patch tokens
         example="facebook/dinov2-base",
     ),
-    Row(
-        block=f"{_MODELS}.clip.modeling_clip.CLIPEncoderLayer",
-        towers=(f"{_MODELS}.clip.modeling_clip.CLIPVisionModel",),
-        attention=_ATTENTION,
-        mlp=_MLP,
+    _row(
+        "dinov2_with_registers",
+        "Dinov2WithRegistersLayer",
+        "Dinov2WithRegistersModel",
+        **_DINO,
+        prefix=(1, "config.num_register_tokens"),
+        restore=True,
+        example="facebook/dinov2-with-registers-base",
+    ),
+    _row(
+        "dinov3_vit",
+        "DINOv3ViTLayer",
+        "DINOv3ViTModel",
+        **_DINO,
+        prefix=(1, "config.num_register_tokens"),
+        restore=True,  # a backbone of dense tasks
+        follow=("position_embeddings",),
+        tables="attention.head_dim",
+        example="facebook/dinov3-vitb16-pretrain-lvd1689m",
+    ),
+    _row(
+        "clip",
+        "CLIPEncoderLayer",
+        "CLIPVisionModel",
+        **_CLIP,
         restore=True,  # read by token count or average (LLaVA, its own classifier)
         example="openai/clip-vit-base-patch32",
     ),
-    Row(
-        block=f"{_MODELS}.siglip.modeling_siglip.SiglipEncoderLayer",
-        towers=(f"{_MODELS}.siglip.modeling_siglip.SiglipVisionModel",),
-        attention=_ATTENTION,
-        mlp=_MLP,
-        prefix=0,
-        guide="mean",
+    _row(
+        "metaclip_2",
+        "MetaClip2EncoderLayer",
+        "MetaClip2VisionModel",
+        **_CLIP,
+        restore=True,
+        example="facebook/metaclip-2-worldwide-huge-quickgelu",
+    ),
+    _row(
+        "altclip",
+        "AltCLIPEncoderLayer",
+        "AltCLIPVisionModel",
+        **_CLIP,
+        restore=True,
+        example="BAAI/AltCLIP",
+    ),
+    _row(
+        "chinese_clip",
+        "ChineseCLIPVisionLayer",
+        "ChineseCLIPVisionModel",
+        **_CLIP,
+        restore=True,
+        example="OFA-Sys/chinese-clip-vit-base-patch16",
+    ),
+    _row(
+        "siglip",
+        "SiglipEncoderLayer",
+        "SiglipVisionModel",
+        **_CLIP,
+        **_PATCHES,
         restore=True,  # its pooling head attends over all patch tokens
         example="google/siglip-base-patch16-224",
     ),
-    Row(
-        block=f"{_MODELS}.blip.modeling_blip.BlipEncoderLayer",
-        towers=(f"{_MODELS}.blip.modeling_blip.BlipVisionModel",),
-        attention=_ATTENTION,
-        mlp=_MLP,
+    _row(
+        "siglip2",
+        "Siglip2EncoderLayer",
+        "Siglip2VisionModel",
+        **_CLIP,
+        **_PADDED,
+        example="google/siglip2-base-patch16-naflex",
+    ),
+    _row(
+        "aimv2",
+        "Aimv2EncoderLayer",
+        "Aimv2VisionModel",
+        attention=("attention", "rms_norm1"),
+        mlp=("ffn", "rms_norm2"),
+        **_PATCHES,
+        restore=True,
+        example="apple/aimv2-large-patch14-224",
+    ),
+    _row(
+        "blip",
+        "BlipEncoderLayer",
+        "BlipVisionModel",
+        **_CLIP,
         example="Salesforce/blip-image-captioning-base",
     ),
-    Row(
-        block=f"{_MODELS}.blip_2.modeling_blip_2.Blip2EncoderLayer",
-        towers=(f"{_MODELS}.blip_2.modeling_blip_2.Blip2VisionModel",),
-        attention=_ATTENTION,
-        mlp=_MLP,
+    _row(
+        "blip_2",
+        "Blip2EncoderLayer",
+        "Blip2VisionModel",
+        **_CLIP,
         example="Salesforce/blip2-opt-2.7b",
+    ),
+    _row(
+        "instructblip",
+        "InstructBlipEncoderLayer",
+        "InstructBlipVisionModel",
+        **_CLIP,
+        example="Salesforce/instructblip-vicuna-7b",
+    ),
+    _row(
+        "internvl",
+        "InternVLVisionLayer",
+        "InternVLVisionModel",
+        **_VIT,
+        restore=True,  # pixel shuffle
+        example="OpenGVLab/InternVL3-1B-hf",
+    ),
+    _row(
+        "idefics2",
+        "Idefics2EncoderLayer",
+        "Idefics2VisionTransformer",
+        **_CLIP,
+        **_PADDED,
+        example="HuggingFaceM4/idefics2-8b",
+    ),
+    _row(
+        "idefics3",
+        "Idefics3EncoderLayer",
+        "Idefics3VisionTransformer",
+        **_CLIP,
+        **_PADDED,  # pixel shuffle
+        example="HuggingFaceM4/Idefics3-8B-Llama3",
+    ),
+    _row(
+        "smolvlm",
+        "SmolVLMEncoderLayer",
+        "SmolVLMVisionTransformer",
+        **_CLIP,
+        **_PADDED,
+        example="HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
+    ),
+    _row(
+        "whisper",
+        "WhisperEncoderLayer",
+        "WhisperEncoder",
+        attention=("self_attn", "self_attn_layer_norm"),
+        mlp=("fc2", "fc1", "final_layer_norm"),
+        **_PATCHES,
+        modality="audio",
+        example="openai/whisper-base",
     ),
 )

@@ -47,30 +47,48 @@ class Plan:
         return place.scatter_(1, self.source, self.slot)
 
 
-def best_destination(metric: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+def best_destination(
+    metric: Tensor, prefix: int, real: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Mutual redundancy R of every source, and where its best destination stands (Eq. 6).
 
     Args:
         metric: ``(B, N, d)``, any dtype; the cosine similarity is computed in fp32 unless the
             metric is already a wider type.
         prefix: number of prefix tokens.
+        real: ``(B, N)`` bool, False for padding, which is nobody's best destination.
 
     Returns:
-        R ``(B, S)`` and the index ``(B, S)`` into the destination set, int64.
+        R ``(B, S)``, -inf where no destination is left, and the index ``(B, S)`` into the
+        destination set, int64.
     """
     unit = F.normalize(metric if metric.dtype == torch.float64 else metric.float(), dim=-1)
     sources = unit[:, first_source(prefix) :: 2]
     destinations = unit[:, first_destination(prefix) :: 2]
     other = destinations.transpose(1, 2)
+    closed = None if real is None else ~real[:, None, first_destination(prefix) :: 2]
+
+    def best(rows: Tensor) -> tuple[Tensor, Tensor]:
+        similarity = rows @ other
+        if closed is not None:
+            similarity = similarity.masked_fill(closed, -torch.inf)
+        value, index = similarity.max(-1)
+        return value, index
+
     if metric.shape[1] < TILE_TOKENS:
-        best, index = (sources @ other).max(-1)
-        return best, index
-    tiles = [(rows @ other).max(-1) for rows in sources.split(TILE_ROWS, dim=1)]
-    return torch.cat([t.values for t in tiles], 1), torch.cat([t.indices for t in tiles], 1)
+        return best(sources)
+    tiles = [best(rows) for rows in sources.split(TILE_ROWS, dim=1)]
+    return torch.cat([t[0] for t in tiles], 1), torch.cat([t[1] for t in tiles], 1)
 
 
 def match(
-    metric: Tensor, value: Tensor | None, r: int, prefix: int, config: Merge, block: int
+    metric: Tensor,
+    value: Tensor | None,
+    r: int,
+    prefix: int,
+    config: Merge,
+    block: int,
+    real: Tensor | None = None,
 ) -> Plan:
     """Choose the ``r`` sources with the highest information degree and their destinations.
 
@@ -81,9 +99,10 @@ def match(
         prefix: number of prefix tokens.
         config: the score.
         block: index of the block, from 0.
+        real: ``(B, N)`` bool, False for padding, which leaves first and takes nobody in.
     """
     tokens, start = metric.shape[1], first_source(prefix)
-    redundancy, partner = best_destination(metric, prefix)
+    redundancy, partner = best_destination(metric, prefix, real)
     if config.method == "random":  # Table 8, A1: pairs are random as well as the choice
         count = (tokens - first_destination(prefix) + 1) // 2
         spread = random_scores(partner.shape[1], config.seed + 1, block, metric.device)
@@ -91,7 +110,13 @@ def match(
     if value is not None:
         value = value[:, start::2]
     degree = information_degree(redundancy, value, config, block=block, tokens=tokens)
-    chosen = degree.topk(r, dim=1).indices
+    if real is None:
+        chosen = degree.topk(r, dim=1).indices
+    else:
+        degree = degree.masked_fill(redundancy == -torch.inf, -torch.inf)
+        degree = degree.masked_fill(~real[:, start::2], torch.inf)
+        # padding is all equal: stable, so that every device lets the same padding go
+        chosen = degree.sort(dim=1, descending=True, stable=True).indices[:, :r]
     source = start + 2 * chosen
     destination = first_destination(prefix) + 2 * partner.gather(1, chosen)
     return _plan(source, destination, tokens)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -14,7 +14,7 @@ from turbovlm.errors import AlreadyApplied, ConfigError, NotApplied, UnknownArch
 from turbovlm.maths.schedule import check_depth
 from turbovlm.plug.block import TurboBlock
 from turbovlm.plug.find import Tower, find_towers
-from turbovlm.plug.row import Row
+from turbovlm.plug.row import Refusal, Row
 from turbovlm.plug.selfcheck import attention_extras, check_block
 from turbovlm.plug.state import Patch
 from turbovlm.plug.swap import install, uninstall
@@ -47,8 +47,13 @@ class Run:
         return traces
 
 
-def apply_rows(model: nn.Module, config: Merge | None, rows: Sequence[Row]) -> None:
+def apply_rows(
+    model: nn.Module, config: Merge | None, rows: Sequence[Row], refusals: Sequence[Refusal] = ()
+) -> None:
     """Patch every tower of ``model`` that a row describes; on any error the model is as it was.
+
+    A model that has a method ``check_merge(config)`` may refuse a setting (MiniGPT-v2 joins four
+    tokens, and what is left must divide).
 
     Raises:
         AlreadyApplied, ConfigError, UnknownArchitecture, NothingToPatch, UnsuitableBlock,
@@ -61,13 +66,16 @@ def apply_rows(model: nn.Module, config: Merge | None, rows: Sequence[Row]) -> N
     config = stored_config(model) if config is None else config
     if not isinstance(config, Merge):
         raise ConfigError(f"expected turbovlm.Merge(...), got {type(config).__name__}")
-    towers = find_towers(model, rows)
+    towers = find_towers(model, rows, refusals)
     for tower in towers:
         check_depth(config, len(tower.blocks))
+    for module in model.modules():
+        if hasattr(type(module), "check_merge"):
+            cast(Any, module).check_merge(config)
     done: list[nn.Module] = []
     try:
         for tower in towers:
-            _patch(tower, config, done)
+            _patch(tower, config, _restored(model, tower), done)
     except BaseException:
         for block in done:
             uninstall(block)
@@ -90,8 +98,9 @@ def remove(model: nn.Module) -> nn.Module:
         raise NotApplied("this model is not patched: there is nothing to remove")
     for block in blocks:
         uninstall(block)
-    if hasattr(getattr(model, "config", None), CONFIG_ATTRIBUTE):
-        delattr(model.config, CONFIG_ATTRIBUTE)
+    for module in model.modules():  # a tower may have been patched on its own
+        if hasattr(getattr(module, "config", None), CONFIG_ATTRIBUTE):
+            delattr(module.config, CONFIG_ATTRIBUTE)
     return model
 
 
@@ -132,7 +141,22 @@ def stored_config(model: Any) -> Merge:
     return Merge.from_dict(dict(stored))
 
 
-def _patch(tower: Tower, config: Merge, done: list[nn.Module]) -> None:
+def _restored(model: nn.Module, tower: Tower) -> frozenset[int]:
+    """After which blocks all positions are needed: the last one, or those a reader names.
+
+    LLaVA and its relatives read ``hidden_states[vision_feature_layer]`` and count its tokens;
+    entry 0 is what enters the first block.
+    """
+    depth = len(tower.blocks)
+    restored = {depth - 1} if tower.row.restores(tower.module) else set()
+    read = getattr(getattr(model, "config", None), "vision_feature_layer", None)
+    if read is not None and tower.row.modality == "image":
+        layers = [read] if isinstance(read, int) else read
+        restored |= {(depth + i if i < 0 else i - 1) for i in layers}
+    return frozenset(layer for layer in restored if 0 <= layer < depth)
+
+
+def _patch(tower: Tower, config: Merge, restored: frozenset[int], done: list[nn.Module]) -> None:
     row, prefix = tower.row, tower.row.prefix_of(tower.module)
     patch = Patch(
         row,
@@ -140,7 +164,7 @@ def _patch(tower: Tower, config: Merge, done: list[nn.Module]) -> None:
         depth=len(tower.blocks),
         prefix=prefix,
         guide=row.guide_of(tower.module),
-        restores=row.restores(tower.module),
+        restored=restored,
         extras=attention_extras(tower.blocks[0], row, prefix),
     )
     kinds: set[type[nn.Module]] = set()

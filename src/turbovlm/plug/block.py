@@ -13,21 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from turbovlm.errors import UnseenAttention, UnsupportedInput
-from turbovlm.maths.matching import match
-from turbovlm.maths.merging import merge, restore, size_bias
-from turbovlm.plug.state import Call, Patch
+from turbovlm.errors import UnseenAttention
+from turbovlm.maths.matching import Plan, match
+from turbovlm.maths.merging import merge, restore, take
+from turbovlm.plug.arguments import along, bind, seed
+from turbovlm.plug.state import Call, Patch, Tokens
 from turbovlm.plug.tap import Tap
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where a block stands: its tower's patch, its index and the class it had."""
+    """Where a block stands: its tower's patch, its index, the class it had, its arguments."""
 
     patch: Patch
     layer: int
     host: type[nn.Module]
-    tokens_name: str
+    names: tuple[str, ...]
 
 
 class TurboBlock(nn.Module):
@@ -51,78 +52,84 @@ class TurboBlock(nn.Module):
             **kwargs: likewise.
 
         Returns:
-            ``(B, N - r, C)``; ``(B, N0, C)`` from the last block of a tower that restores.
+            ``(B, N - r, C)``; ``(B, N0, C)`` from a block after which the count is restored.
 
         Raises:
-            UnsupportedInput: for a mask or table laid out along tokens, which merging breaks.
+            UnsupportedInput: for a mask or table laid out along tokens that the row does not
+                name, or a mask that is no padding mask.
             UnseenAttention: if the attention kernel hides its inputs.
         """
         site = self.turbo_site
         patch, layer = site.patch, site.layer
-        args = args or (kwargs.pop(site.tokens_name),)
-        x, args = args[0], args[1:]
+        given = bind(site.names, args, kwargs)
+        x = given.pop(site.names[0])
         call = patch.enter(layer, x, self.training or torch.is_grad_enabled())
+        tokens = call.tokens
+        if tokens.position is not None and x.shape[1] != tokens.position.shape[1]:
+            x = take(x, tokens.position)  # the block before this one restored the count
         r = patch.amount(layer, x.shape[1])
         plan = None
-        if r == 0 and call.size is None:
-            y = super().forward(x, *args, **kwargs)
+        if r == 0 and tokens.size is None:
+            y = super().forward(*args, **kwargs)
         else:
-            _refuse_tensors(args, kwargs)
-            tap = patch.tap(None if call.size is None else size_bias(call.size), r)
+            if tokens.size is None:
+                size = seed(given.get(patch.row.mask or ""))
+                tokens = Tokens(size, padded=size is not None)
+            along(patch.row, tokens, call.start, patch.prefix, given)
+            tap = patch.tap(tokens, r)
             if r == 0:
                 with tap:
-                    y = super().forward(x, *args, **kwargs)
+                    y = super().forward(x, **given)
                 _check_seen(tap)
             else:
-                y = self.turbo_first(call, tap, x, args, kwargs)
+                y = self.turbo_first(call, tap, x, given)
                 assert tap.metric is not None
-                plan = match(tap.metric, tap.value, r, patch.prefix, patch.config, layer)
-                if call.size is None:
-                    call.size = torch.ones(x.shape[:2], dtype=torch.float32, device=x.device)
-                y, call.size = merge(y, call.size, plan)
-                if patch.restores:
-                    step = plan.representative()
-                    call.owner = step if call.owner is None else step.gather(1, call.owner)
-                y = self.turbo_second(call, y, args, kwargs)
+                plan = match(
+                    tap.metric, tap.value, r, patch.prefix, patch.config, layer, tokens.real
+                )
+                y, tokens = _merged(patch, tokens, y, plan)
+                y = self.turbo_second(call, y, given)
+        call.tokens = tokens
         if patch.recording:
             call.plans.append(plan)
-        if call.owner is not None and layer == patch.depth - 1:
-            y = restore(y, call.owner)
+        if tokens.owner is not None and layer in patch.restored:
+            y = restore(y, tokens.owner)
         patch.leave(layer, call)
         return y
 
-    def turbo_first(
-        self, call: Call, tap: Tap, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor:
+    def turbo_first(self, call: Call, tap: Tap, x: Tensor, given: dict[str, Any]) -> Tensor:
         """``x + attention(x)``, seen by the tap."""
         call.muted = self.turbo_site.patch.row.mlp
         try:
             with tap:
-                y = super().forward(x, *args, **kwargs)
+                y = super().forward(x, **given)
         finally:
             call.muted = ()
         _check_seen(tap)
         return y
 
-    def turbo_second(
-        self, call: Call, y: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor:
+    def turbo_second(self, call: Call, y: Tensor, given: dict[str, Any]) -> Tensor:
         """``y + mlp(y)``."""
         call.muted = self.turbo_site.patch.row.attention
         try:
-            return super().forward(y, *args, **kwargs)
+            return super().forward(y, **given)
         finally:
             call.muted = ()
 
 
-def _refuse_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor):
-            raise UnsupportedInput(
-                f"the block got an extra tensor of shape {tuple(value.shape)} (a mask?), which "
-                "would not follow the merged tokens: call the model without it, or "
-                "turbovlm.remove(model)"
-            )
+def _merged(patch: Patch, tokens: Tokens, y: Tensor, plan: Plan) -> tuple[Tensor, Tokens]:
+    """Merge, and keep the books: sizes, and owners and positions where they are needed."""
+    size = tokens.size
+    if size is None:
+        size = torch.ones(y.shape[:2], dtype=torch.float32, device=y.device)
+    y, size = merge(y, size, plan)
+    owner, position = tokens.owner, tokens.position
+    if patch.tracks_owner:
+        step = plan.representative()
+        owner = step if owner is None else step.gather(1, owner)
+    if patch.tracks_position:
+        position = plan.keep if position is None else position.gather(1, plan.keep)
+    return y, Tokens(size, tokens.padded, owner, position)
 
 
 def _check_seen(tap: Tap) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from turbovlm.errors import NothingToPatch, UnknownArchitecture
-from turbovlm.plug.row import Row, is_named
+from turbovlm.errors import NothingToPatch, UnknownArchitecture, UnsuitableBlock
+from turbovlm.plug.row import Refusal, Row, is_named
 
 
 @dataclass(frozen=True)
@@ -21,19 +21,27 @@ class Tower:
     blocks: tuple[nn.Module, ...]
 
 
-def find_towers(model: nn.Module, rows: Sequence[Row]) -> tuple[Tower, ...]:
-    """All towers of ``model`` that a row describes.
+def find_towers(
+    model: nn.Module, rows: Sequence[Row], refusals: Sequence[Refusal] = ()
+) -> tuple[Tower, ...]:
+    """All towers of ``model`` that a row describes; text towers only where there are no others.
 
     Raises:
-        UnknownArchitecture: if no row knows any part of the model.
+        UnsuitableBlock: if all that is known of the model cannot be patched, with the reason.
         NothingToPatch: if a tower is known but holds no block of its row.
+        UnknownArchitecture: if no row knows any part of the model.
     """
     towers: list[Tower] = []
     claimed: set[int] = set()
     barren: list[str] = []
+    decoders: list[str] = []
     for name, module in model.named_modules():
         matching = [row for row in rows if is_named(module, row.towers)]
         if not matching or id(module) in claimed:
+            continue
+        title = f"{name or 'the model'} ({type(module).__name__})"
+        if any(row.is_causal(module) for row in matching):
+            decoders.append(f"{title} cannot be patched: it is configured as a causal decoder")
             continue
         for row in matching:
             blocks = tuple(m for m in module.modules() if is_named(m, (row.block,)))
@@ -42,9 +50,12 @@ def find_towers(model: nn.Module, rows: Sequence[Row]) -> tuple[Tower, ...]:
                 towers.append(Tower(name, module, row, blocks))
                 break
         else:
-            barren.append(f"{name or 'the model'} ({type(module).__name__})")
+            barren.append(title)
     if towers:
-        return tuple(towers)
+        seeing = tuple(t for t in towers if t.row.modality != "text")
+        return seeing or tuple(towers)
+    if reasons := refused(model, refusals) + decoders:
+        raise UnsuitableBlock("; ".join(reasons))
     if barren:
         raise NothingToPatch(
             f"{', '.join(barren)} is a known encoder, but none of its blocks is of a kind that can "
@@ -52,10 +63,20 @@ def find_towers(model: nn.Module, rows: Sequence[Row]) -> tuple[Tower, ...]:
             "row of their own: turbovlm.register(Row(...)), see CONTRIBUTING.md"
         )
     raise UnknownArchitecture(
-        f"no row describes {type(model).__name__}; known encoders are "
-        f"{', '.join(sorted({t.rsplit('.', 1)[1] for row in rows for t in row.towers}))}; "
-        "add yours with turbovlm.register(Row(...)), see CONTRIBUTING.md"
+        f"no row describes {type(model).__name__} (its blocks are {_block_names(model)}); "
+        "`turbovlm models` lists what is known, and turbovlm.register(Row(...)) adds yours: "
+        "see CONTRIBUTING.md"
     )
+
+
+def refused(model: nn.Module, refusals: Iterable[Refusal]) -> list[str]:
+    """Why parts of ``model`` cannot be patched, one sentence for each refusal that applies."""
+    sentences = []
+    for refusal in refusals:
+        part = next((m for m in model.modules() if is_named(m, (refusal.name,))), None)
+        if part is not None:
+            sentences.append(f"{type(part).__name__} cannot be patched: {refusal.reason}")
+    return sentences
 
 
 def _block_names(model: nn.Module) -> str:

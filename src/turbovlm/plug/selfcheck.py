@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from turbovlm.errors import UnsuitableBlock
 from turbovlm.plug.block import TurboBlock
-from turbovlm.plug.row import Row
+from turbovlm.plug.row import Row, attribute
 from turbovlm.plug.state import Call
 from turbovlm.plug.tap import Tap
 
 CHECK_TOKENS = 12
+TOLERANCE = 0.05
+"""Between two kernels of one attention, in any precision; another function is far outside."""
 
 
 def attention_extras(block: nn.Module, row: Row, prefix: int) -> int | None:
@@ -37,7 +39,7 @@ def attention_extras(block: nn.Module, row: Row, prefix: int) -> int | None:
     handle = getattr(block, row.attention[0]).register_forward_hook(see)
     try:
         with torch.no_grad(), _evaluating(block):
-            block(_probe(block, prefix + CHECK_TOKENS), **_required(type(block)))
+            block(_probe(block, prefix + CHECK_TOKENS), **required(block, type(block), row))
     finally:
         handle.remove()
     return len(returned[0]) - 1 if returned and isinstance(returned[0], tuple) else None
@@ -55,12 +57,14 @@ def check_block(block: TurboBlock) -> None:
     if any(p.device.type == "meta" for p in block.parameters()):
         return  # no values to compare: a model without weights, or weights elsewhere
     x = _probe(block, patch.prefix + CHECK_TOKENS)
-    rest = _required(site.host)
+    rest = required(block, site.host, row)
     with torch.no_grad(), _evaluating(block):
-        whole = site.host.forward(block, x, **rest)
+        plain = site.host.forward(block, x, **rest)
+        with Tap(None, None, None):  # it turns nn.MultiheadAttention's own kernel off
+            whole = site.host.forward(block, x, **rest)
         call, tap = Call(x.shape[1]), Tap(None, patch.guide, patch.config.metric)
         with patch.running(call):
-            y = block.turbo_second(call, block.turbo_first(call, tap, x, (), rest), (), rest)
+            y = block.turbo_second(call, block.turbo_first(call, tap, x, rest), rest)
     name = type(block).__name__
     if not isinstance(whole, Tensor):
         raise UnsuitableBlock(
@@ -74,6 +78,12 @@ def check_block(block: TurboBlock) -> None:
             f"{row.attention}, mlp {row.mlp}) differ from the whole by {worst:.1e}; parallel "
             "branches cannot be merged in between"
         )
+    try:
+        torch.testing.assert_close(whole, plain, rtol=TOLERANCE, atol=TOLERANCE)
+    except AssertionError as error:
+        raise UnsuitableBlock(
+            f"the attention of {name} computes something else under the tap: report it"
+        ) from error
     if tap.metric is None or tap.metric.shape[:2] != x.shape[:2]:
         raise UnsuitableBlock(
             f"the keys of {name} do not follow its tokens: {patch.config.metric} "
@@ -81,11 +91,18 @@ def check_block(block: TurboBlock) -> None:
         )
 
 
-def _required(host: type[nn.Module]) -> dict[str, None]:
-    """None for what the host's forward insists on beside the tokens (a mask, usually)."""
+def required(block: nn.Module, host: type[nn.Module], row: Row) -> dict[str, Any]:
+    """What the host's forward insists on beside the tokens: None for a mask, tables of noise."""
     _, _, *rest = inspect.signature(host.forward).parameters.values()
     named = (p for p in rest if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty)
-    return {p.name: None for p in named}
+    given: dict[str, Any] = {p.name: None for p in named}
+    if row.tables is not None:
+        like = next(p for p in block.parameters() if p.is_floating_point())
+        noise = torch.randn(
+            CHECK_TOKENS, attribute(block, row.tables), generator=torch.Generator().manual_seed(1)
+        ).to(like.device, like.dtype)
+        given |= {name: (noise, noise.flip(0)) for name in row.follow}
+    return given
 
 
 def _probe(block: nn.Module, tokens: int) -> Tensor:

@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from turbovlm.config import Merge
 from turbovlm.errors import TurboError, UnsupportedInput
 from turbovlm.maths.information import needs_guide
 from turbovlm.maths.matching import Plan
+from turbovlm.maths.merging import size_bias
 from turbovlm.maths.schedule import removed
-from turbovlm.plug.mute import Mute
+from turbovlm.plug.mute import Mute, Pass
 from turbovlm.plug.row import Guide, Row
 from turbovlm.plug.tap import Tap
 from turbovlm.plug.trace import Trace
@@ -25,27 +27,48 @@ REMEMBERED_FORWARDS = 8
 """Forwards whose sizes are kept for gradient checkpointing, which runs blocks a second time."""
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """What is known of the tokens between two blocks.
+
+    Attributes:
+        size: ``(B, N)`` fp32 how many original tokens each one stands for, 0 for padding; None
+            before the first merge.
+        padded: whether there is padding among them.
+        owner: ``(B, N0)`` who stands for each original token; kept only where it is restored.
+        position: ``(B, N)`` original positions; kept only where something follows the survivors.
+    """
+
+    size: Tensor | None = None
+    padded: bool = False
+    owner: Tensor | None = None
+    position: Tensor | None = None
+
+    @property
+    def real(self) -> Tensor | None:
+        """``(B, N)`` bool, False for padding; None where there is none."""
+        return None if self.size is None or not self.padded else self.size > 0
+
+
 class Call:
     """The state of one forward through one tower.
 
     Attributes:
         muted: children of the running block that stand still at this moment.
-        size: ``(B, N)`` fp32 token sizes, None before the first merge.
-        owner: ``(B, N0)`` who stands for each original token; kept only where it is restored.
+        tokens: what is known of the tokens that enter the running block.
         plans: one per finished block, when recording.
-        start: tokens at the first block.
+        start: tokens at the first block, N0.
         done: the last block that finished.
-        entries: input address, size and owner of every block, for gradient checkpointing.
+        entries: input address and tokens of every block, for gradient checkpointing.
     """
 
     def __init__(self, start: int) -> None:
         self.muted: tuple[str, ...] = ()
-        self.size: Tensor | None = None
-        self.owner: Tensor | None = None
+        self.tokens = Tokens()
         self.plans: list[Plan | None] = []
         self.start = start
         self.done = -1
-        self.entries: dict[int, tuple[int, Tensor | None, Tensor | None]] = {}
+        self.entries: dict[int, tuple[int, Tokens]] = {}
 
 
 class Patch:
@@ -59,32 +82,40 @@ class Patch:
         depth: int,
         prefix: int,
         guide: Guide,
-        restores: bool,
+        restored: frozenset[int],
         extras: int | None,
     ) -> None:
         self.row, self.config, self.depth = row, config, depth
-        self.prefix, self.restores = prefix, restores
+        self.prefix, self.restored = prefix, restored
         self.guide: Guide | None = guide if needs_guide(config) else None
-        self._mute, self._mute_attention = Mute(None), Mute(extras)
+        self.tracks_owner = bool(restored)
+        self.tracks_position = bool(row.follow or restored - {depth - 1})
+        if row.post_norm:
+            attention, rest = Pass("first", extras), Pass("last", None)
+            self._mutes = dict.fromkeys(row.attention, attention) | dict.fromkeys(row.mlp, rest)
+        else:
+            self._mutes = {n: Mute(None) for n in row.attention[1:] + row.mlp}
+            self._mutes[row.attention[0]] = Mute(extras)
         self.recording = False
         self.trace: Trace | None = None
         self.traced: Call | None = None
         self._threads = threading.local()
         self._past: deque[Call] = deque(maxlen=REMEMBERED_FORWARDS)
 
-    def mute(self, name: str) -> Mute:
+    def mute(self, name: str) -> Mute | Pass:
         """The stand-in for the child ``name`` of a block."""
-        return self._mute_attention if name == self.row.attention[0] else self._mute
+        return self._mutes[name]
 
     def amount(self, layer: int, tokens: int) -> int:
         """r of this block for this length."""
         return removed(self.config, layer, self.depth, tokens, self.prefix)
 
-    def tap(self, size_bias: Tensor | None, r: int) -> Tap:
+    def tap(self, tokens: Tokens, r: int) -> Tap:
         """The tap for one block: full when the block merges, else only the bias."""
+        bias = None if tokens.size is None else size_bias(tokens.size)
         if r == 0:
-            return Tap(size_bias, None, None)
-        return Tap(size_bias, self.guide, self.config.metric)
+            return Tap(bias, None, None)
+        return Tap(bias, self.guide, self.config.metric, tokens.real)
 
     def current(self) -> Call | None:
         """The call that this thread (or the tracing compiler) is running."""
@@ -116,13 +147,13 @@ class Patch:
                     self._past.append(self._threads.call)
             call = self.current()
             if call is not None and training:
-                call.entries[layer] = (x.data_ptr(), call.size, call.owner)
+                call.entries[layer] = (x.data_ptr(), call.tokens)
         if call is None:
             raise TurboError(
                 f"block {layer} ran without the blocks before it in the same forward, so the token "
                 "sizes are unknown: run the whole encoder, or turbovlm.remove(model) first"
             )
-        self._check(call, x)
+        self._check(layer, call, x)
         return call
 
     def leave(self, layer: int, call: Call) -> None:
@@ -131,7 +162,7 @@ class Patch:
         if layer != self.depth - 1:
             return
         if self.recording:
-            self.trace = Trace(call.start, self.prefix, tuple(call.plans), call.size)
+            self.trace = Trace(call.start, self.prefix, tuple(call.plans), call.tokens.size)
         if torch.compiler.is_compiling():
             self.traced = None
         else:
@@ -144,10 +175,10 @@ class Patch:
         other forward can have had the same one since.
         """
         for past in reversed(self._past):
-            address, size, owner = past.entries.get(layer, (0, None, None))
+            address, tokens = past.entries.get(layer, (0, Tokens()))
             if address == x.data_ptr():
                 call = Call(past.start)
-                call.size, call.owner = size, owner
+                call.tokens = tokens
                 return call
         running = self.current()
         if running is not None and running.done == layer - 1:
@@ -157,14 +188,17 @@ class Patch:
             f"remembered (the last {REMEMBERED_FORWARDS} with gradients are): call backward sooner"
         )
 
-    @staticmethod
-    def _check(call: Call, x: Tensor) -> None:
-        if call.size is not None and call.size.shape != x.shape[:2]:
-            raise UnsupportedInput(
-                f"the block got tokens of shape {tuple(x.shape[:2])} after a merge that left "
-                f"{tuple(call.size.shape)}: something between the blocks adds, drops or reorders "
-                "tokens; turbovlm.remove(model) before using that feature"
-            )
+    def _check(self, layer: int, call: Call, x: Tensor) -> None:
+        size = call.tokens.size
+        if size is None or size.shape == x.shape[:2]:
+            return
+        if layer - 1 in self.restored and x.shape[:2] == (size.shape[0], call.start):
+            return
+        raise UnsupportedInput(
+            f"the block got tokens of shape {tuple(x.shape[:2])} after a merge that left "
+            f"{tuple(size.shape)}: something between the blocks adds, drops or reorders "
+            "tokens; turbovlm.remove(model) before using that feature"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         kept = dict(self.__dict__)

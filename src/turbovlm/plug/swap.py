@@ -21,10 +21,10 @@ def install(block: nn.Module, patch: Patch, layer: int) -> None:
         UnsuitableBlock: if something replaced the block's forward, so that a swap has no effect.
     """
     host = type(block)
-    _, tokens_name, *_ = inspect.signature(host.forward).parameters
+    _, *names = inspect.signature(host.forward).parameters
     _become(block, _turbo_class(host))
     # not a submodule and not a parameter: state_dict and named_modules stay the host's
-    block.__dict__["turbo_site"] = Site(patch, layer, host, tokens_name)
+    block.__dict__["turbo_site"] = Site(patch, layer, host, tuple(names))
 
 
 def uninstall(block: nn.Module) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from turbovlm.errors import ConfigError, ModelError, UnknownArchitecture, require
+from turbovlm.models.checkpoint import cause, load_strictly, read_weights
 from turbovlm.tasks.base import Task
 from turbovlm.tasks.caption import Caption
 from turbovlm.tasks.classify import Classify
@@ -90,48 +91,18 @@ def load_timm(name: str, weights: str | Path | None = None) -> Task[Any]:
             model = timm.create_model(name, pretrained=True)
         except Exception as error:  # timm passes on whatever the download raised
             raise ModelError(
-                f"cannot get the weights of timm:{name} ({_cause(error)}): give a local file "
+                f"cannot get the weights of timm:{name} ({cause(error)}): give a local file "
                 "with --weights, or check the connection"
             ) from error
     else:
         state = read_weights(Path(weights))
         model = timm.create_model(name, pretrained=False)
         _match_classes(model, state)
-        _load_strictly(model, state, Path(weights), f"timm:{name}")
+        load_strictly(model, state, Path(weights), f"timm:{name}")
     prepare, title = timm_prepare(model), TIMM + name
     if getattr(model, "num_classes", 0):
         return Classify(model.eval(), prepare, title)
     return Embed(model.eval(), prepare, title)
-
-
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors or a pickled (.pth, .pt, .bin) checkpoint.
-
-    Pickles are read as data only, without running code from them.
-
-    Raises:
-        ModelError: if the file is missing or is not a checkpoint.
-    """
-    if not path.is_file():
-        raise ModelError(f"no weights file {path}: check --weights")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors and pickle each raise many kinds
-        raise ModelError(
-            f"cannot read weights from {path} ({_cause(error)}): give a .safetensors file, or a "
-            ".pth file that holds only tensors"
-        ) from error
-    for key in ("state_dict", "model"):  # usual wrappings of training scripts
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    tensors = content.values() if isinstance(content, dict) else [None]
-    if not all(isinstance(value, torch.Tensor) for value in tensors):
-        raise ModelError(f"{path} holds no table of tensors: save model.state_dict()")
-    return content
 
 
 def load_transformers(name: str, *, beams: int = BEAMS) -> Task[Any]:
@@ -203,7 +174,7 @@ def _pretrained(kind: Any, name: str, **options: Any) -> Any:
         else:
             fix = "give a local folder, a hub id, or timm:NAME"
         what = kind.__name__.removeprefix("Auto")
-        raise ModelError(f"cannot load {what} of {name!r} ({_cause(error)}): {fix}") from error
+        raise ModelError(f"cannot load {what} of {name!r} ({cause(error)}): {fix}") from error
 
 
 def _match_classes(model: Any, state: dict[str, torch.Tensor]) -> None:
@@ -211,31 +182,3 @@ def _match_classes(model: Any, state: dict[str, torch.Tensor]) -> None:
     head = state.get(f"{model.pretrained_cfg.get('classifier')}.weight")
     if head is not None and head.ndim == 2 and len(head) != model.num_classes:
         model.reset_classifier(len(head))
-
-
-def _load_strictly(
-    model: torch.nn.Module, state: dict[str, torch.Tensor], path: Path, name: str
-) -> None:
-    wanted = model.state_dict()
-    missing = sorted(set(wanted) - set(state))
-    unknown = sorted(set(state) - set(wanted))
-    shapes = [
-        f"{key} is {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
-        for key in wanted
-        if key in state and state[key].shape != wanted[key].shape
-    ]
-    if missing or unknown or shapes:
-        problems = [f"{len(missing)} keys are missing ({missing[0]}, ...)"] if missing else []
-        problems += [f"{len(unknown)} are unknown ({unknown[0]}, ...)"] if unknown else []
-        problems += [f"{len(shapes)} have another shape ({shapes[0]})"] if shapes else []
-        raise ModelError(
-            f"{path} does not fit {name}: {'; '.join(problems)}: give the "
-            "architecture that these weights were trained in"
-        )
-    model.load_state_dict(state)
-
-
-def _cause(error: Exception) -> str:
-    """The first line of an error, short enough for one line of ours."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0] if len(lines[0]) <= 160 else lines[0][:157] + "..."

@@ -1,0 +1,24 @@
+"""Rows for open_clip's own vision transformer; its EVA and SigLIP towers are timm's."""
+
+from turbovlm.plug.row import Row
+
+_TOWER = ("open_clip.transformer.VisionTransformer",)
+
+ROWS = (
+    Row(
+        "open_clip.transformer.ResidualAttentionBlock",
+        _TOWER,
+        attention=("attn", "ln_1"),
+        mlp=("mlp", "ln_2"),
+        restore=True,  # average or attention pooling, and CoCa's text decoder
+        example="ViT-B-32",
+    ),
+    Row(
+        "open_clip.transformer.CustomResidualAttentionBlock",
+        _TOWER,
+        attention=("attn", "ln_1", "ln_attn"),
+        mlp=("mlp", "ln_2"),
+        restore=True,
+        example="ViT-B-16-quickgelu",
+    ),
+)

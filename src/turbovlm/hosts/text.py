@@ -1,0 +1,61 @@
+"""Rows for text encoders: BERT and its relatives, which normalise after the residual.
+
+Padding becomes tokens of size 0. All positions are restored at the end: sentence encoders
+average them, question encoders hand them on together with the mask.
+"""
+
+from typing import Any
+
+from turbovlm.plug.row import Row
+
+
+def _row(package: str, module: str, block: str, tower: str, **fields: Any) -> Row:
+    path = f"transformers.models.{package}.modeling_{module}"
+    return Row(
+        f"{path}.{block}",
+        (f"{path}.{tower}",),
+        attention=("attention", "crossattention"),
+        mlp=("output", "intermediate"),
+        post_norm=True,
+        modality="text",
+        restore=True,
+        mask="attention_mask",
+        aside=("encoder_hidden_states", "encoder_attention_mask"),
+        **fields,
+    )
+
+
+ROWS = (
+    _row(
+        "bert",
+        "bert",
+        "BertLayer",
+        "BertModel",
+        causal="config.is_decoder",
+        example="sentence-transformers/all-MiniLM-L6-v2",
+    ),
+    _row(
+        "roberta",
+        "roberta",
+        "RobertaLayer",
+        "RobertaModel",
+        causal="config.is_decoder",
+        example="FacebookAI/roberta-base",
+    ),
+    _row(
+        "xlm_roberta",
+        "xlm_roberta",
+        "XLMRobertaLayer",
+        "XLMRobertaModel",
+        causal="config.is_decoder",
+        example="FacebookAI/xlm-roberta-base",
+    ),
+    # whether it encodes or decodes is said at each call: a causal mask is refused there
+    _row(
+        "blip",
+        "blip_text",
+        "BlipTextLayer",
+        "BlipTextModel",
+        example="Salesforce/blip-itm-base-coco (its text_encoder)",
+    ),
+)

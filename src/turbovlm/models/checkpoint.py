@@ -1,0 +1,91 @@
+"""Published checkpoints: read as data only, and compared key by key before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from turbovlm.errors import ModelError
+
+WRAPPINGS = ("state_dict", "model")  # keys under which training scripts keep the weights
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors or a pickled (.pth, .pt, .bin) checkpoint, on the CPU.
+
+    Pickles are read as data only, without running code from them. A table inside a table, as in
+    ``{"model": ..., "epoch": 3}``, is taken out.
+
+    Raises:
+        ModelError: if the file is missing or is not a checkpoint.
+    """
+    if not path.is_file():
+        raise ModelError(f"no weights file {path}: check the path")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # safetensors and pickle each raise many kinds
+        raise ModelError(
+            f"cannot read weights from {path} ({cause(error)}): give a .safetensors file, or a "
+            ".pth file that holds only tensors"
+        ) from error
+    for key in WRAPPINGS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    tensors = content.values() if isinstance(content, dict) else [None]
+    if not all(isinstance(value, Tensor) for value in tensors):
+        raise ModelError(f"{path} holds no table of tensors: save model.state_dict()")
+    return content
+
+
+def check_fit(
+    state: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    path: Path,
+    name: str,
+    fix: str = "give the architecture that these weights were trained in",
+) -> None:
+    """Compare keys and shapes; one error tells all three kinds of difference.
+
+    Args:
+        state: what the file holds.
+        wanted: what the model needs, under the same names; only shapes are looked at, so the
+            tensors may be on the meta device.
+        path: the file, for the message.
+        name: the model, for the message.
+        fix: what to do about it.
+
+    Raises:
+        ModelError: if a key is missing or unknown or has another shape.
+    """
+    missing = sorted(set(wanted) - set(state))
+    unknown = sorted(set(state) - set(wanted))
+    shapes = [
+        f"{key} is {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in state and state[key].shape != wanted[key].shape
+    ]
+    if missing or unknown or shapes:
+        problems = [f"{len(missing)} keys are missing ({missing[0]}, ...)"] if missing else []
+        problems += [f"{len(unknown)} are unknown ({unknown[0]}, ...)"] if unknown else []
+        problems += [f"{len(shapes)} have another shape ({shapes[0]})"] if shapes else []
+        raise ModelError(f"{path} does not fit {name}: {'; '.join(problems)}: {fix}")
+
+
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path, name: str) -> None:
+    """Copy ``state`` into ``model``, or raise as `check_fit` does and leave it as it was."""
+    check_fit(state, model.state_dict(), path, name)
+    model.load_state_dict(state)
+
+
+def cause(error: Exception) -> str:
+    """The first line of an error, short enough for one line of ours."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= 160 else lines[0][:157] + "..."

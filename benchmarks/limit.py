@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from sides import DTYPES, Bench, Setting, random_model
+from sides import DTYPES, EVA_G, Bench, Setting, random_model
 
 from turbovlm.measure import (
     Timing,
@@ -37,10 +37,19 @@ TARGETS = {BASE: (8, 0.95), LARGE: (8, 0.97)}
 
 
 # 577 tokens through 24 blocks: 23 is the most that a constant r allows
-ISSUE = [
-    *(Setting(BASE, d, b, r) for d in ("fp32", "bf16") for b in (1, 8) for r in (8, 13, 16)),
-    Setting(LARGE, "fp32", 8, 23),
-]
+PRESETS = {
+    "issue": [
+        *(Setting(BASE, d, b, r) for d in ("fp32", "bf16") for b in (1, 8) for r in (8, 13, 16)),
+        Setting(LARGE, "fp32", 8, 23),
+    ],
+    # the encoders of the paper's tables: BLIP (r 30 and 45), a large one, and BLIP-2's blocks, with
+    # the r of the paper and with one that takes as many tokens in four blocks as 16 does in 39
+    "paper": [
+        *(Setting("vit_base_patch16_384", "fp32", b, r) for b in (1, 4) for r in (30, 45)),
+        Setting(LARGE, "fp32", 1, 23),
+        *(Setting(EVA_G, "fp32", 1, r) for r in (16, 156)),
+    ],
+}
 
 
 def measure(bench: Bench, args: argparse.Namespace, progress: Progress) -> dict[str, object]:
@@ -152,7 +161,7 @@ def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--preset", choices=["issue"], help="the settings that have a target")
+    p.add_argument("--preset", choices=PRESETS, help="issue: the settings with a target")
     p.add_argument("--model", nargs="+", default=[BASE], help="timm VisionTransformers")
     p.add_argument("--r", nargs="+", type=int, default=[8, 13, 16])
     p.add_argument("--batch", nargs="+", type=int, default=[8])
@@ -199,7 +208,7 @@ def main() -> None:
         # torch reads it once, at its first allocation: start again with it set
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, HUGE: "1"})
     settings = (
-        ISSUE
+        PRESETS[args.preset]
         if args.preset
         else [
             Setting(m, d, b, r)

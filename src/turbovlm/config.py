@@ -24,7 +24,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Merge:
     """Merge tokens in every block of an encoder (understanding; paper section 3.3, Eq. 13).
 
@@ -90,6 +90,15 @@ class Merge:
             raise ConfigError(f"beta must be positive, got {self.beta}: 1 makes S4 equal to S1")
         if abs(self.inflection) > 1:
             raise ConfigError(f"inflection must be in [-1, 1], got {self.inflection}")
+
+    def __repr__(self) -> str:
+        """Only what differs from the defaults, as one would write it."""
+        shown = (
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in dataclasses.fields(self)
+            if getattr(self, f.name) != f.default
+        )
+        return f"Merge({', '.join(shown)})"
 
     def _check_amount(self) -> None:
         if (self.r is None) == (self.ratio is None):

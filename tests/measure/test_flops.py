@@ -215,3 +215,40 @@ def test_bad_arguments_are_refused_with_the_fix() -> None:
         flops(Toy(), [torch.zeros(2, 3)])  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="Module"):
         flops(torch.zeros, torch.zeros(2, 3))  # pyright: ignore[reportArgumentType]
+
+
+def test_questions_about_values_on_meta_are_answered_with_yes() -> None:
+    """Models ask whether a mask is all ones, or whether placeholders and features agree."""
+
+    def attend(x: Tensor) -> Tensor:
+        mask = torch.ones(x.shape[0], device=x.device).bool()
+        return x @ x.T if mask.all() else x
+
+    assert cost(attend, (3, 4), device="meta") == cost(attend, (3, 4)) == 3 * 4 * 3
+    with pytest.raises(RuntimeError, match="meta"):  # a number is no yes or no
+        cost(lambda x: x * x.sum().item(), (3, 4), device="meta")
+
+
+class LearnedQuery(nn.Module):
+    """A parameter, seen through a view, goes into a module, as in attention pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(1, 1, 6))
+        self.frozen = nn.Parameter(torch.zeros(1), requires_grad=False)
+        self.project = nn.Linear(6, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(self.query.expand(len(x), -1, -1))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_learned_query_is_counted_and_goes_on_learning(device: str) -> None:
+    model = LearnedQuery().to(device)
+    assert flops(model, torch.zeros(5, 3)).macs == 5 * 6 * 7
+    assert {n: p.requires_grad for n, p in model.named_parameters()} == {
+        "query": True,
+        "frozen": False,
+        "project.weight": True,
+        "project.bias": True,
+    }

@@ -82,8 +82,9 @@ def test_zero_blocks_is_an_error() -> None:
     ("build", "reason"),
     [
         (lambda: hf.CLIPTextModel(hf.CLIPTextConfig(**TEXT)), "CLIPTextModel .*end-of-text"),
-        (lambda: hf.SiglipTextModel(hf.SiglipTextConfig(**TEXT)), "SiglipTextModel .*last posit"),
+        (lambda: hf.SiglipTextModel(hf.SiglipTextConfig(**TEXT)), "SiglipTextModel .*fixed posit"),
         (lambda: hf.BertModel(hf.BertConfig(**TEXT, is_decoder=True)), "BertModel.*causal decoder"),
+        (lambda: hf.BlipTextLMHeadModel(hf.BlipTextConfig(**TEXT)), "word by word"),
         (lambda: vit(block_fn=timm.models.vision_transformer.ParallelScalingBlock), "in parallel"),
         (lambda: vit(block_fn=timm.models.vision_transformer.ParallelThingsBlock), "several att"),
         (lambda: timm.create_model("swin_tiny_patch4_window7_224"), "SwinTransformer .*windows"),

@@ -12,7 +12,10 @@ import typer
 import turbovlm
 from turbovlm.cli.arguments import join_values
 from turbovlm.cli.bench import bench
+from turbovlm.cli.check import check
 from turbovlm.cli.demo import demo
+from turbovlm.cli.flops import flops
+from turbovlm.cli.models import models
 from turbovlm.errors import TurboError
 
 app = typer.Typer(
@@ -23,6 +26,9 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(bench)
+app.command()(flops)
+app.command()(check)
+app.command()(models)
 
 INTERRUPTED = 130
 # Read by libraries when they load, which is after the command line has been read.
@@ -55,6 +61,12 @@ def top(
     [bold]turbovlm demo[/]  shows it on a built-in model, without a download.
 
     [bold]turbovlm bench[/]  measures it on your model and your images.
+
+    [bold]turbovlm check[/]  says whether a model is supported and what would be merged.
+
+    [bold]turbovlm models[/]  lists what is supported.
+
+    [bold]turbovlm flops[/]  counts it from a model's name alone, and counts the paper's rows.
     """
 
 

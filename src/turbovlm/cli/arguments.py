@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from turbovlm.errors import ConfigError
 
 SEVERAL = ("--r", "--method")
+MODEL_HELP = (
+    "timm:NAME, torchvision:NAME, open_clip:NAME, a local folder with a config.json, or a hub id "
+    "of transformers."
+)
 
 
 def join_values(argv: Sequence[str]) -> list[str]:

@@ -6,9 +6,11 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from turbovlm.errors import InputError
 from turbovlm.tasks.rows import Report
@@ -73,3 +75,20 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(task, description=stage, completed=done, total=total)
 
         yield tell
+
+
+def print_json(data: Any) -> None:
+    """Plain data on stdout, for a script."""
+    print(json.dumps(data, indent=2))
+
+
+def print_parts(*parts: Table | str) -> None:
+    """Tables and texts on stdout, an empty line between them; numbers are never cut."""
+    console = Console(width=max(WIDTH, Console().width))
+    for part in parts:
+        if part is not parts[0]:
+            console.print()
+        if isinstance(part, str):
+            console.print(part, highlight=False, markup=False, soft_wrap=True)
+        else:
+            console.print(part, crop=False)

@@ -56,6 +56,6 @@ ROWS = (
         "blip_text",
         "BlipTextLayer",
         "BlipTextModel",
-        example="Salesforce/blip-itm-base-coco (its text_encoder)",
+        example="Salesforce/blip-itm-base-coco",
     ),
 )

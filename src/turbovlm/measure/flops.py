@@ -121,7 +121,9 @@ def flops(
 
     The model runs without gradients, in eval mode and uncompiled; all three are put back. A
     model on the meta device (no weights in memory) is counted from shapes alone: its inputs are
-    moved there. A patched model is counted with its merging.
+    moved there, and where it asks whether something holds of its values (is this mask all ones, do
+    placeholders and features agree), the answer is yes. A patched model is counted with its
+    merging.
 
     Args:
         model: any module.
@@ -202,7 +204,7 @@ class _Root(nn.Module):
 
 
 class _Watch(TorchDispatchMode):
-    """Notes operators from outside torch that no formula covers."""
+    """Notes operators from outside torch that no formula covers; answers for tensors on meta."""
 
     _OWN = ("aten", "prim", "prims", "profiler", "_c10d_functional")
 
@@ -214,6 +216,8 @@ class _Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         packet = getattr(func, "_overloadpacket", func)
+        if packet is aten._local_scalar_dense and args[0].is_meta and args[0].dtype is torch.bool:
+            return True
         if packet not in self.known and getattr(func, "namespace", "") not in self._OWN:
             self.unknown.add(str(packet))
         return func(*args, **(kwargs or {}))
@@ -223,11 +227,16 @@ class _Watch(TorchDispatchMode):
 def _quiet(model: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients, plain operators; everything is put back."""
     training = [module for module in model.modules() if module.training]
+    # torch's counter hangs hooks on tensors that want a gradient, and a view of a parameter, such
+    # as a learned query that goes into a module, wants one yet has none without a graph
+    learned = [p for p in model.parameters() if p.requires_grad]
     # the fast path of nn.MultiheadAttention is one operator that the counter cannot open
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     for module in training:
         module.training = False
+    for parameter in learned:
+        parameter.requires_grad = False
     try:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
@@ -235,3 +244,5 @@ def _quiet(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for module in training:
             module.training = True
+        for parameter in learned:
+            parameter.requires_grad = True

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from turbovlm.errors import ModelError
+from turbovlm.errors import InputError, ModelError
 
 WRAPPINGS = ("state_dict", "model")  # keys under which training scripts keep the weights
 
@@ -83,6 +85,25 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path, nam
     """Copy ``state`` into ``model``, or raise as `check_fit` does and leave it as it was."""
     check_fit(state, model.state_dict(), path, name)
     model.load_state_dict(state)
+
+
+def resample_positions(positions: Tensor, tokens: int) -> Tensor:
+    """Position embeddings ``(1, 1 + g^2, C)`` for another square grid, bicubic; cls keeps its own.
+
+    What is no such grid is returned as it is, for `check_fit` to name.
+    """
+    old, new = isqrt(max(positions.shape[1] - 1, 0)), isqrt(tokens - 1)
+    if positions.ndim != 3 or old**2 != positions.shape[1] - 1 or old == new:
+        return positions
+    grid = positions[:, 1:].unflatten(1, (old, old)).permute(0, 3, 1, 2).float()
+    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    return torch.cat((positions[:, :1].float(), grid.flatten(2).transpose(1, 2)), dim=1)
+
+
+def check_new(folder: Path) -> None:
+    """Raise `InputError` unless ``folder`` is new or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not an empty folder: give a new one")
 
 
 def cause(error: Exception) -> str:

@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from turbovlm.errors import InputError, ModelError, TurboError, require
-from turbovlm.models.checkpoint import check_fit, read_weights
+from turbovlm.errors import ModelError, TurboError, require
+from turbovlm.models.checkpoint import check_fit, check_new, read_weights, resample_positions
 
 if TYPE_CHECKING:
     from turbovlm.models.nlvr import BlipForNlvr, NlvrConfig
@@ -88,7 +85,7 @@ def load_published(
         state = _doubled(state) | {key: wanted[key] for key in wanted if _is_new(key)}
     state.pop(POSITION_IDS, None)
     if POSITIONS in state:
-        state[POSITIONS] = _resampled(state[POSITIONS], wanted[POSITIONS].shape[1])
+        state[POSITIONS] = resample_positions(state[POSITIONS], wanted[POSITIONS].shape[1])
     fix = "give model_base_nlvr.pth, or the configuration that these weights were trained in"
     if single and not twin:
         fix = "it attends to one image: give model_base_nlvr.pth, or fine-tune this one with --twin"
@@ -111,8 +108,7 @@ def convert(
         ModelError, MissingExtra: as in `load_published`; nothing is written.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not an empty folder: give a new one")
+    check_new(folder)
     transformers = require("transformers", "hf")
     require("torchvision", "hf")
     model = load_published(path, config, twin=twin)
@@ -139,18 +135,6 @@ def _doubled(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _is_new(key: str) -> bool:
     """Whether a model with one cross-attention has no such weight."""
     return ".merge_layer." in key or key.startswith("cls_head.")
-
-
-def _resampled(positions: Tensor, tokens: int) -> Tensor:
-    """Position embeddings ``(1, 1 + g^2, C)`` for another square grid; cls keeps its own."""
-    if positions.ndim != 3 or positions.shape[1] == tokens:
-        return positions
-    old, new = isqrt(positions.shape[1] - 1), isqrt(tokens - 1)
-    if old**2 != positions.shape[1] - 1:
-        return positions  # no grid: the comparison of shapes says so
-    grid = positions[:, 1:].unflatten(1, (old, old)).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid.float(), size=(new, new), mode="bicubic", align_corners=False)
-    return torch.cat((positions[:, :1], grid.flatten(2).transpose(1, 2)), dim=1)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

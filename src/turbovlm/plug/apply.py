@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from torch import nn
@@ -15,7 +15,7 @@ from turbovlm.maths.schedule import check_depth
 from turbovlm.plug.block import TurboBlock
 from turbovlm.plug.find import Tower, find_towers
 from turbovlm.plug.row import Refusal, Row
-from turbovlm.plug.selfcheck import attention_extras, check_block
+from turbovlm.plug.selfcheck import attention_extras, check_block, noisy_copy
 from turbovlm.plug.state import Patch
 from turbovlm.plug.swap import install, uninstall
 from turbovlm.plug.trace import Trace
@@ -75,7 +75,7 @@ def apply_rows(
     done: list[nn.Module] = []
     try:
         for tower in towers:
-            _patch(tower, config, _restored(model, tower), done)
+            _patch(tower, config, restored_after(model, tower), done)
     except BaseException:
         for block in done:
             uninstall(block)
@@ -141,8 +141,8 @@ def stored_config(model: Any) -> Merge:
     return Merge.from_dict(dict(stored))
 
 
-def _restored(model: nn.Module, tower: Tower) -> frozenset[int]:
-    """After which blocks all positions are needed: the last one, or those a reader names.
+def restored_after(model: nn.Module, tower: Tower) -> frozenset[int]:
+    """After which blocks (from 0) all positions are needed: the last one, or those a reader names.
 
     LLaVA and its relatives read ``hidden_states[vision_feature_layer]`` and count its tokens;
     entry 0 is what enters the first block.
@@ -154,6 +154,21 @@ def _restored(model: nn.Module, tower: Tower) -> frozenset[int]:
         layers = [read] if isinstance(read, int) else read
         restored |= {(depth + i if i < 0 else i - 1) for i in layers}
     return frozenset(layer for layer in restored if 0 <= layer < depth)
+
+
+def rehearse(tower: Tower, config: Merge) -> None:
+    """The self-check of `apply` on copies with random weights: for models without any.
+
+    Args:
+        tower: of a model on any device, the meta device too; it is not changed.
+        config: what would be merged.
+
+    Raises:
+        UnsuitableBlock, UnseenAttention: as `apply` would.
+    """
+    first = {type(block): block for block in reversed(tower.blocks)}
+    copies = tuple(noisy_copy(block) for block in first.values())
+    _patch(replace(tower, blocks=copies), config, frozenset(), [])
 
 
 def _patch(tower: Tower, config: Merge, restored: frozenset[int], done: list[nn.Module]) -> None:

@@ -92,15 +92,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A block or encoder that is known and cannot be patched.
+    """Blocks or encoders that are known and cannot be patched.
 
     Attributes:
-        name: dotted class name.
         reason: why, as the end of a sentence "... cannot be patched: ".
+        names: dotted class names.
     """
 
-    name: str
     reason: str
+    names: tuple[str, ...]
 
 
 def is_named(module: nn.Module, names: tuple[str, ...]) -> bool:

@@ -5,6 +5,7 @@ Both functions run a block on a few random tokens, in evaluation mode and withou
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,6 +90,20 @@ def check_block(block: TurboBlock) -> None:
             f"the keys of {name} do not follow its tokens: {patch.config.metric} "
             f"vectors of shape {None if tap.metric is None else tap.metric.shape}"
         )
+
+
+def noisy_copy(block: nn.Module) -> nn.Module:
+    """The block on the CPU in fp32, with random weights: one on the meta device has none."""
+    with torch.device("cpu"):
+        twin = copy.deepcopy(block).to_empty(device="cpu").float()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in (*twin.parameters(), *twin.buffers()):
+            if value.is_floating_point():
+                value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
+            else:
+                value.zero_()
+    return twin
 
 
 def required(block: nn.Module, host: type[nn.Module], row: Row) -> dict[str, Any]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import timm
 import torch
+import torchvision
 import transformers as hf
 from PIL import Image
 from safetensors.torch import save_file
@@ -34,6 +38,16 @@ def photos(folder: Path, number: int = 5, side: int = 40) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         coarse = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(path)
+    return folder
+
+
+def noise(folder: Path, number: int, side: int = 32) -> Path:
+    """Images of which no two patches are alike, so that any merge shows in the output."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(number):
+        colours = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(colours).save(folder / f"noise{index}.png")
     return folder
 
 
@@ -146,3 +160,84 @@ def blip2(folder: Path) -> Path:
 
 def _square(kind: Any) -> Any:
     return kind(size={"height": 32, "width": 32})
+
+
+_TEXT = {"hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 40}
+_PAIR: dict[str, Any] = {
+    "vision_config": SIZES,
+    "text_config": {**_TEXT, "num_attention_heads": 2, "bos_token_id": 2, "eos_token_id": 3},
+    "projection_dim": 24,
+}
+_NO_MLP = {key: value for key, value in SIZES.items() if key != "intermediate_size"}
+
+TOWERS: dict[str, Callable[[], Any]] = {
+    "vit_msn": lambda: hf.ViTMSNModel(hf.ViTMSNConfig(**SIZES)),
+    "dinov2_with_registers": lambda: hf.Dinov2WithRegistersModel(
+        hf.Dinov2WithRegistersConfig(**_NO_MLP)
+    ),
+    "dinov3_vit": lambda: hf.DINOv3ViTModel(hf.DINOv3ViTConfig(**SIZES, num_register_tokens=4)),
+    "clip_vision_model": lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig(**SIZES)),
+    "metaclip_2": lambda: hf.MetaClip2Model(hf.MetaClip2Config(**_PAIR)),
+    "metaclip_2_vision_model": lambda: hf.MetaClip2VisionModel(hf.MetaClip2VisionConfig(**SIZES)),
+    "siglip_vision_model": lambda: hf.SiglipVisionModel(
+        hf.SiglipVisionConfig(**SIZES, vision_use_head=False)
+    ),
+    "aimv2": lambda: hf.Aimv2Model(hf.Aimv2Config(**_PAIR)),
+    "aimv2_vision_model": lambda: hf.Aimv2VisionModel(
+        hf.Aimv2VisionConfig(**SIZES, use_head=False)
+    ),
+    "altclip": lambda: hf.AltCLIPModel(hf.AltCLIPConfig(**_PAIR)),
+    "altclip_vision_model": lambda: hf.AltCLIPVisionModel(hf.AltCLIPVisionConfig(**SIZES)),
+    "chinese_clip": lambda: hf.ChineseCLIPModel(hf.ChineseCLIPConfig(**_PAIR)),
+    "chinese_clip_vision_model": lambda: hf.ChineseCLIPVisionModel(
+        hf.ChineseCLIPVisionConfig(**SIZES)
+    ),
+    "internvl_vision": lambda: hf.InternVLVisionModel(
+        hf.InternVLVisionConfig(**{**SIZES, "image_size": [32, 32], "patch_size": [4, 4]})
+    ),
+}
+
+
+def tower(folder: Path, kind: str) -> Path:
+    """An image encoder of `TOWERS`, or a pair of an image and a text encoder."""
+    return _save(folder, TOWERS[kind](), _square(hf.ViTImageProcessor))
+
+
+def torchvision_vit(**options: Any) -> Any:
+    """A small VisionTransformer of torchvision: 64 px, patches of 16."""
+    sizes = {"num_layers": 2, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 64}
+    return wild(torchvision.models.VisionTransformer(64, 16, **sizes, **options))
+
+
+OPEN_CLIP: dict[str, Any] = {
+    "embed_dim": 16,
+    "vision_cfg": {
+        "layers": 4, "width": 32, "head_width": 16, "patch_size": 4, "image_size": 32
+    },
+    "text_cfg": {"layers": 1, "width": 16, "heads": 2, "vocab_size": 40, "context_length": 8},
+}  # fmt: skip
+
+
+def open_clip_configs(folder: Path) -> Path:
+    """Two small architectures for open_clip's registry: a CLIP, and a CoCa, which pools by
+    attention and gives its decoder the tokens too."""
+    folder.mkdir()
+    coca = {
+        **OPEN_CLIP,
+        "vision_cfg": {
+            **OPEN_CLIP["vision_cfg"], "attentional_pool": True, "attn_pooler_heads": 2,
+            "output_tokens": True,
+        },
+        "text_cfg": {**OPEN_CLIP["text_cfg"], "embed_cls": True, "output_tokens": True},
+        "multimodal_cfg": {"width": 16, "context_length": 8, "heads": 2, "layers": 1},
+        "custom_text": True,
+    }  # fmt: skip
+    (folder / "tiny-clip.json").write_text(json.dumps(OPEN_CLIP))
+    (folder / "tiny-coca.json").write_text(json.dumps(coca))
+    return folder
+
+
+def open_clip_weights(path: Path, name: str) -> Path:
+    """A checkpoint of one of them, once its configuration is in the registry."""
+    save_file(wild(open_clip.create_model(name)).state_dict(), path)
+    return path

@@ -14,7 +14,9 @@ def bench(
     model: Annotated[
         str,
         typer.Argument(
-            help="timm:NAME, a local folder, or a hub id of transformers.", metavar="MODEL"
+            help="timm:NAME, torchvision:NAME, open_clip:NAME, a local folder, or a hub id of "
+            "transformers.",
+            metavar="MODEL",
         ),
     ],
     images: Annotated[
@@ -35,7 +37,10 @@ def bench(
         float | None, typer.Option(help="Weight of the semantic value in turbo.")
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="Local checkpoint for timm:NAME.", metavar="FILE")
+        Path | None,
+        typer.Option(
+            help="Local checkpoint for timm:, torchvision: or open_clip:NAME.", metavar="FILE"
+        ),
     ] = None,
     beams: Annotated[int, typer.Option(help="Beams of a captioner.")] = 3,
     fused: Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,11 +50,48 @@ def timm_prepare(model: Any) -> Prepare:
 
     recipe = resolve_model_data_config(model)
     transform: Any = create_transform(**recipe, is_training=False)
-    return Prepare(
-        lambda images: torch.stack([transform(image) for image in images]),
-        tuple(recipe["mean"]),
-        tuple(recipe["std"]),
-    )
+    return _one_by_one(transform, recipe["mean"], recipe["std"])
+
+
+def torchvision_prepare(name: str, side: int | None, weights: Path | None = None) -> Prepare:
+    """The evaluation transform of a torchvision classifier: resize, centre crop, normalise.
+
+    Published weights bring their own, also as a local file that kept its published name. Any
+    other file does not tell how it was trained. Assumed is then, where the architecture has a
+    fixed image size, torchvision's ImageNet recipe up to 224 px (bilinear to 8/7 of the side)
+    and SWAG's above (bicubic to the side itself), else the recipe of the default weights.
+
+    Args:
+        name: of the architecture.
+        side: of the image in pixels, where the architecture fixes it.
+        weights: the local file; None for the default weights.
+    """
+    from torchvision.models import get_model_weights
+    from torchvision.transforms import InterpolationMode
+
+    published: Any = get_model_weights(name)
+    own = [w for w in published if weights is not None and w.url.endswith(f"/{weights.name}")]
+    recipe = (own or [published.DEFAULT])[0].transforms
+    if own or weights is None or side is None:
+        transform = recipe()
+    elif side <= 224:
+        transform = recipe(
+            crop_size=side, resize_size=side * 8 // 7, interpolation=InterpolationMode.BILINEAR
+        )
+    else:
+        transform = recipe(
+            crop_size=side, resize_size=side, interpolation=InterpolationMode.BICUBIC
+        )
+    return _one_by_one(transform, transform.mean, transform.std)
+
+
+def open_clip_prepare(tower: Any) -> Prepare:
+    """The inference transform of an open_clip image tower: resize, centre crop, normalise."""
+    from open_clip import image_transform
+
+    recipe = {key: value for key, value in tower.preprocess_cfg.items() if key != "mode"}
+    transform: Any = image_transform(recipe.pop("size"), is_train=False, **recipe)
+    return _one_by_one(transform, recipe["mean"], recipe["std"])
 
 
 def processor_prepare(processor: Any) -> Prepare:
@@ -64,4 +102,13 @@ def processor_prepare(processor: Any) -> Prepare:
         lambda images: processor(images=list(images), return_tensors="pt")["pixel_values"],
         tuple(mean),
         tuple(std),
+    )
+
+
+def _one_by_one(
+    transform: Callable[[Image.Image], Tensor], mean: Sequence[float], std: Sequence[float]
+) -> Prepare:
+    """From a transform of one image to pixels (3, H, W)."""
+    return Prepare(
+        lambda images: torch.stack([transform(image) for image in images]), tuple(mean), tuple(std)
     )

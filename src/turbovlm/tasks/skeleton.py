@@ -101,7 +101,7 @@ def outline(name: str, device: str | torch.device = "meta", *, size: int | None 
 
 def _timm(name: str, size: int | None) -> Skeleton:
     timm = require("timm", "timm")
-    _check_known("timm", name.split(".")[0], timm.list_models())
+    check_known("timm", name.split(".")[0], timm.list_models())
     with _building(f"timm:{name}"):
         model = timm.create_model(name)
         if size is not None and hasattr(model, "set_input_size"):  # others run at any size
@@ -111,7 +111,7 @@ def _timm(name: str, size: int | None) -> Skeleton:
 
 def _torchvision(name: str, size: int | None) -> Skeleton:
     models = require("torchvision.models", "timm")
-    _check_known("torchvision", name, models.list_models(models))
+    check_known("torchvision", name, models.list_models(models))
     with _building(f"torchvision:{name}"):
         model = models.get_model(name)
         if size is not None and hasattr(model, "image_size"):  # others run at any size
@@ -122,9 +122,9 @@ def _torchvision(name: str, size: int | None) -> Skeleton:
 
 def _open_clip(name: str, size: int | None) -> Skeleton:
     open_clip = require("open_clip", "open_clip")
-    _check_known("open_clip", name, open_clip.list_models())
+    check_known("open_clip", name, open_clip.list_models())
     options = {"load_weights": False, "pretrained_text": False, "force_image_size": size}
-    with _building(f"open_clip:{name}"), _silent():  # it warns that weights are missing
+    with _building(f"open_clip:{name}"), silent():  # it warns that weights are missing
         model = open_clip.create_model(name, device=torch.get_default_device(), **options)
     texts = torch.zeros(1, model.context_length, dtype=torch.long)
     return _library(f"open_clip:{name}", model, model.visual.image_size, "image", {"text": texts})
@@ -217,7 +217,8 @@ def _words(model: nn.Module, inputs: Mapping[str, Tensor]) -> str:
     return f"{type(model).__name__}: one image of {side} px{text}"
 
 
-def _check_known(library: str, name: str, known: Iterable[str]) -> None:
+def check_known(library: str, name: str, known: Iterable[str]) -> None:
+    """Raise `ModelError` with the closest names unless ``library`` knows ``name``."""
     known = list(known)
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3)
@@ -237,8 +238,9 @@ def _building(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    logging.disable(logging.WARNING)
+def silent() -> Iterator[None]:
+    """No log messages: what goes wrong inside is raised."""
+    logging.disable(logging.ERROR)
     try:
         yield
     finally:

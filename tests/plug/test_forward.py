@@ -168,6 +168,9 @@ def test_masks_are_refused_only_where_they_would_be_wrong() -> None:
     turbovlm.apply(model, Merge(r=4))
     with pytest.raises(errors.UnsupportedInput, match=r"differs from query to query|past_key_v"):
         model(input_ids=ids, attention_mask=mask, is_decoder=True)
+    for name in ("cache", "past_key_values"):
+        with pytest.raises(errors.UnsupportedInput, match=f"{name}=DynamicCache: a causal decoder"):
+            model.encoder.layer[0](torch.randn(1, 12, 48), **{name: hf.DynamicCache()})
     model = vit()
     turbovlm.apply(model, Merge(r=4))
     with pytest.raises(errors.UnsupportedInput, match=r"shape \(65, 65\); a padding mask is laid"):

@@ -11,7 +11,7 @@ from turbovlm.errors import UnsupportedInput
 from turbovlm.plug.row import Row
 from turbovlm.plug.state import Tokens
 
-NOT_IN_AN_ENCODER = ("is_causal", "past_key_values")
+NOT_IN_AN_ENCODER = ("is_causal", "cache", "past_key_values")  # newer and older transformers
 
 
 def bind(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def along(row: Row, tokens: Tokens, start: int, prefix: int, given: dict[str, An
         elif name in row.follow:
             if tokens.position is not None:
                 given[name] = _rows(value, tokens.position, start, prefix)
-        elif name in NOT_IN_AN_ENCODER and value:
+        elif name in NOT_IN_AN_ENCODER and value is not None and value is not False:
             raise UnsupportedInput(
                 f"the block was called with {name}={type(value).__name__}: a causal decoder's "
                 "tokens cannot be merged; turbovlm.remove(model)"

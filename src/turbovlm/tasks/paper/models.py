@@ -7,6 +7,7 @@ step chooses needs weights, what a step costs does not.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -113,8 +114,8 @@ def caption(beams: int, steps: int, model: Any) -> None:
         model.text_decoder(
             input_ids=_ids(beams, 1 if step else PROMPT),
             encoder_hidden_states=tokens,
-            past_key_values=EncoderDecoderCache(past, DynamicCache()),
             use_cache=True,
+            **_remembering(model.text_decoder, EncoderDecoderCache(past, DynamicCache())),
         )
 
 
@@ -136,9 +137,17 @@ def speak(beams: int, model: Any) -> Iterator[object]:
     fed = model.config.num_query_tokens + PROMPT
     while True:
         yield model.language_model(
-            inputs_embeds=embed(_ids(beams, fed)), past_key_values=past, use_cache=True
+            inputs_embeds=embed(_ids(beams, fed)),
+            use_cache=True,
+            **_remembering(model.language_model, past),
         )
         fed = 1
+
+
+def _remembering(model: nn.Module, past: Any) -> dict[str, Any]:
+    """The cache under the name that this version of transformers gives it."""
+    takes = inspect.signature(model.forward).parameters
+    return {"cache" if "cache" in takes else "past_key_values": past}
 
 
 def _image(size: int) -> Tensor:

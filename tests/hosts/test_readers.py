@@ -136,6 +136,115 @@ def test_a_whole_model_generates_with_merging(
     assert torch.equal(model(**inputs).logits, host)
 
 
+BLIP_TEXT: dict[str, Any] = {
+    "hidden_size": 48,
+    "encoder_hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 100,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "sep_token_id": 2,
+    "pad_token_id": 0,
+    "projection_dim": 16,
+}
+
+
+def blip(kind: type[Any]) -> Any:
+    config = hf.BlipConfig(
+        vision_config={**SIZES, "initializer_range": 0.02},
+        text_config=BLIP_TEXT,
+        projection_dim=16,
+        image_text_hidden_size=16,
+    )
+    return wild(kind(config))
+
+
+def blip2_retrieval() -> Any:
+    config = hf.Blip2Config(
+        vision_config=dict(SIZES),
+        qformer_config={
+            **{k: BLIP_TEXT[k] for k in ("hidden_size", "encoder_hidden_size", "vocab_size")},
+            **{k: BLIP_TEXT[k] for k in ("intermediate_size", "num_attention_heads")},
+            "num_hidden_layers": 2,
+            "use_qformer_text_input": True,
+        },
+        text_config={**LLAMA, "model_type": "opt", "ffn_dim": 96, "word_embed_proj_dim": 48},
+        num_query_tokens=8,
+        image_text_hidden_size=16,
+    )
+    return wild(hf.Blip2ForImageTextRetrieval(config))
+
+
+def matching(model: Any, itm: bool) -> Tensor:
+    """Similarities (ITC), or the answers of the matching head (ITM), which re-ranks."""
+    ids = words()[:, :7]
+    name = "use_itm_head" if isinstance(model, hf.BlipForImageTextRetrieval) else None
+    flag = {name: itm} if name else {"use_image_text_matching_head": itm}
+    result = model(
+        input_ids=ids, pixel_values=pixels(), attention_mask=torch.ones_like(ids), **flag
+    )
+    return result[0] if name else result.logits_per_image
+
+
+@pytest.mark.parametrize("itm", [False, True], ids=["itc", "itm"])
+@pytest.mark.parametrize(
+    "build",
+    [lambda: blip(hf.BlipForImageTextRetrieval), blip2_retrieval],
+    ids=["blip", "blip2"],
+)
+@torch.no_grad()
+def test_retrieval_and_matching(build: Callable[[], Any], itm: bool) -> None:
+    model = build()
+    host = matching(model, itm)
+    turbovlm.apply(model, Merge(r=0))
+    assert torch.equal(matching(model, itm), host)
+    turbovlm.remove(model)
+    with turbovlm.applied(model, Merge(r=8)) as run:
+        merged = matching(model, itm)
+        assert run.trace.tokens == (57, 49, 41, 33)
+    assert merged.shape == host.shape
+    assert not torch.allclose(merged, host, atol=1e-5)
+    assert torch.equal(matching(model, itm), host)
+
+
+@torch.no_grad()
+def test_visual_question_answering() -> None:
+    model = blip(hf.BlipForQuestionAnswering)
+    ids = words()[:, :6]
+    inputs = {"input_ids": ids, "pixel_values": pixels(), "attention_mask": torch.ones_like(ids)}
+    host = model.generate(**inputs, max_new_tokens=5, min_new_tokens=5)
+    question = model.vision_model(pixels()).last_hidden_state
+    with turbovlm.applied(model, Merge(r=8)) as run:
+        assert model.generate(**inputs, max_new_tokens=5, min_new_tokens=5).shape == host.shape
+        assert run.trace.tokens[-1] == 33
+        assert model.vision_model(pixels()).last_hidden_state.shape[1] == 33
+    assert torch.equal(model.generate(**inputs, max_new_tokens=5, min_new_tokens=5), host)
+    # the question encoder is a text tower of its own
+    turbovlm.apply(model.text_encoder, Merge(r=1))
+    states = model.text_encoder(ids, encoder_hidden_states=question).last_hidden_state
+    assert states.shape == (2, 6, 48)
+    turbovlm.remove(model)
+
+
+@pytest.mark.parametrize(("width", "depth"), [(768, 12), (1024, 24)], ids=["ViT-B", "ViT-L"])
+def test_both_published_sizes_of_blip(width: int, depth: int) -> None:
+    """Full size, shapes alone: the head width of 64 and 384 px of the published checkpoints."""
+    vision = {
+        "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": depth,
+        "num_attention_heads": width // 64,
+    }  # fmt: skip
+    with torch.device("meta"):
+        config = hf.BlipConfig(vision_config=vision)
+        model: Any = hf.BlipForConditionalGeneration(config).eval()
+        images = torch.zeros(1, 3, 384, 384)
+    with turbovlm.applied(model, Merge(r=20)) as run, torch.no_grad():
+        tokens = model.vision_model(images).last_hidden_state
+    assert tokens.shape == (1, 577 - 20 * depth, width)
+    assert len(run.trace.tokens) == depth
+
+
 @torch.no_grad()
 def test_whisper_transcribes_with_merging() -> None:
     config = hf.WhisperConfig(

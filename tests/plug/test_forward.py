@@ -160,7 +160,8 @@ def test_padding_leaks_nothing_and_leaves_first() -> None:
 
 @torch.no_grad()
 def test_masks_are_refused_only_where_they_would_be_wrong() -> None:
-    model, ids = wild(hf.BlipTextModel(hf.BlipTextConfig(**TEXT))), words()
+    ids = words()
+    model: Any = wild(hf.BlipTextModel(hf.BlipTextConfig(**TEXT)))
     mask = torch.ones(2, 40, dtype=torch.long)
     turbovlm.apply(model, Merge(r=0))
     assert model(input_ids=ids, attention_mask=mask, is_decoder=True).last_hidden_state.shape[1]

@@ -92,13 +92,9 @@ def _rows(value: Any, position: Tensor, start: int, prefix: int) -> Any:
             "tokens: the host library lays it out in a way its row does not describe; report it"
         )
     index = position if rows == start else position[:, prefix:] - prefix
-    table = (
-        value
-        if value.dim() == 4
-        else value.expand(1, 1, -1, -1)
-        if value.dim() == 2
-        else value[None]
-    )
+    table = value
+    while table.dim() < 4:
+        table = table.unsqueeze(0)
     if table.shape[0] == 1:
         return table[0][:, index].transpose(0, 1)
     where = index[:, None, :, None].expand(-1, table.shape[1], -1, table.shape[3])

@@ -51,12 +51,12 @@ def survey(model: nn.Module, rows: Sequence[Row], refusals: Sequence[Refusal] = 
         if id(module) in claimed:
             continue
         title = f"{name or 'the model'} ({type(module).__name__})"
+        matching = [row for row in rows if is_named(module, row.towers)]
         refusal = next((r for r in refusals if is_named(module, r.names)), None)
-        if refusal is not None:
+        if refusal is not None and not matching:  # a row of the user's own overrides
             reasons[f"{type(module).__name__} cannot be patched: {refusal.reason}"] = None
             claimed |= {id(m) for m in module.modules()}
             continue
-        matching = [row for row in rows if is_named(module, row.towers)]
         if any(row.is_causal(module) for row in matching):
             reasons[f"{title} cannot be patched: it is configured as a causal decoder"] = None
             continue

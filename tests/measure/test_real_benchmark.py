@@ -1,0 +1,58 @@
+"""The statistics of the benchmarks on real data, against known answers."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+pytest.importorskip("timm")
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks" / "real")
+    return importlib.import_module("classification")
+
+
+def test_interval_of_paired_differences(bench: ModuleType) -> None:
+    values = torch.randn(400, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 1
+    mean, low, high = bench.interval(values)
+    assert mean == pytest.approx(values.mean().item())
+    # the normal approximation, to a tenth of its width
+    error = 1.96 * values.std().item() / math.sqrt(400)
+    assert low == pytest.approx(mean - error, abs=0.1 * error)
+    assert high == pytest.approx(mean + error, abs=0.1 * error)
+
+
+def test_recall_of_known_rankings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks" / "real")
+    retrieval = importlib.import_module("retrieval")
+    # 12 images; image i prefers its own captions, but image 0 prefers those of image 1
+    similarity = torch.zeros(12, 60)
+    for image in range(12):
+        similarity[image, 5 * image : 5 * image + 5] = 1
+    similarity[0, 5:10] = 2
+    hits = retrieval.recall(similarity)
+    assert {k: v.mean().item() for k, v in hits["i2t"].items()} == {
+        1: 11 / 12, 5: 11 / 12, 10: 1.0
+    }  # fmt: skip
+    # captions of image 1 are now nearer to image 0, and find their own image second
+    assert hits["t2i"][1].mean().item() == pytest.approx(55 / 60)
+    assert hits["t2i"][5].mean().item() == 1.0
+
+
+def test_per_image_results(bench: ModuleType) -> None:
+    reference = torch.tensor([[2.0, 0.0], [0.0, 1.0]]).double()
+    logits = torch.tensor([[0.0, 2.0], [0.0, 1.0]]).double()
+    result = bench.Result.of(logits, reference, torch.tensor([0, 1]))
+    assert result.right.tolist() == [0.0, 1.0]
+    assert result.same.tolist() == [0.0, 1.0]
+    # softmax(2, 0) = (p, 1 - p): KL = (2 p - 1) * 2
+    p = 1 / (1 + math.exp(-2))
+    assert result.kl.tolist() == pytest.approx([2 * (2 * p - 1), 0.0])
+    assert bench.Result.of(logits, reference, None).summary()["accuracy"] is None

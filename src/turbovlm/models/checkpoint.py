@@ -14,6 +14,16 @@ from torch.nn import functional as F
 from turbovlm.errors import InputError, ModelError
 
 WRAPPINGS = ("state_dict", "model")  # keys under which training scripts keep the weights
+# BLIP's and BLIP-2's vision encoders: transformers -> published (timm's names), in this order
+VISION_NAMES = {
+    "embeddings.class_embedding": "cls_token",
+    "embeddings.position_embedding": "pos_embed",
+    "embeddings.patch_embedding.": "patch_embed.proj.",
+    "encoder.layers.": "blocks.",
+    "self_attn.projection.": "attn.proj.",
+    "self_attn.": "attn.",
+    "layer_norm": "norm",
+}
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

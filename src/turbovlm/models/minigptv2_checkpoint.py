@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from turbovlm.errors import ModelError, TurboError, require
 from turbovlm.models.checkpoint import (
+    VISION_NAMES,
     cause,
     check_fit,
     check_new,
@@ -45,16 +46,7 @@ TOKENIZER_EXTRAS = ("tokenizer_config.json", "special_tokens_map.json")
 ROTARY_TABLE = re.compile(r"llama_model\..*\.rotary_emb\.inv_freq")
 UNUSED_VISION = ("norm.", "fc_norm.", "head.")
 # ours -> published, replaced in this order in the keys of the vision encoder
-VISION_NAMES = {
-    "post_layernorm.": "ln_vision.",
-    "embeddings.class_embedding": "cls_token",
-    "embeddings.position_embedding": "pos_embed",
-    "embeddings.patch_embedding.": "patch_embed.proj.",
-    "encoder.layers.": "blocks.",
-    "self_attn.projection.": "attn.proj.",
-    "self_attn.": "attn.",
-    "layer_norm": "norm",
-}
+NAMES = {"post_layernorm.": "ln_vision.", **VISION_NAMES}
 
 
 def convert(
@@ -133,7 +125,7 @@ def add_lora(llama: LlamaForCausalLM, trained: Mapping[str, Tensor], alpha: floa
 
 def published_key(key: str) -> str:
     """The name that a weight of the vision encoder has in the published files."""
-    for ours, theirs in VISION_NAMES.items():
+    for ours, theirs in NAMES.items():
         key = key.replace(ours, theirs)
     return key
 

@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from turbovlm.errors import ModelError, TurboError, require
-from turbovlm.models.checkpoint import check_fit, check_new, read_weights, resample_positions
+from turbovlm.models.checkpoint import (
+    VISION_NAMES,
+    check_fit,
+    check_new,
+    read_weights,
+    resample_positions,
+)
 
 if TYPE_CHECKING:
     from turbovlm.models.nlvr import BlipForNlvr, NlvrConfig
@@ -32,23 +38,13 @@ SINGLE = {
 }
 ENCODERS = ("visual_encoder.", "text_encoder.")
 # ours -> published, replaced in this order in the keys of the vision encoder
-VISION_NAMES = {
-    "vision_model.": "visual_encoder.",
-    "embeddings.class_embedding": "cls_token",
-    "embeddings.position_embedding": "pos_embed",
-    "embeddings.patch_embedding.": "patch_embed.proj.",
-    "encoder.layers.": "blocks.",
-    "self_attn.projection.": "attn.proj.",
-    "self_attn.": "attn.",
-    "layer_norm": "norm",
-    "post_layernorm.": "norm.",
-}
+NAMES = {"vision_model.": "visual_encoder.", **VISION_NAMES, "post_layernorm.": "norm."}
 
 
 def published_key(key: str) -> str:
     """The name that a weight of `BlipForNlvr` has in the published file."""
     if key.startswith("vision_model."):
-        for ours, theirs in VISION_NAMES.items():
+        for ours, theirs in NAMES.items():
             key = key.replace(ours, theirs)
     return key
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import turbovlm
 from tests.hosts.zoo import SIZES, TIMM, pixels, wild
-from turbovlm import Merge, errors
+from turbovlm import Merge, errors, hosts
 from turbovlm.plug.block import TurboBlock
 
 TEXT: dict[str, Any] = {
@@ -178,7 +178,7 @@ def test_no_setting_given_and_none_stored() -> None:
 
 
 def test_a_registered_row_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turbovlm.hosts, "_registered", [])
+    monkeypatch.setattr(hosts, "_registered", [])
 
     class Mine(nn.Module):
         def __init__(self) -> None:
@@ -199,6 +199,64 @@ def test_a_registered_row_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
         )
     )
     assert turbovlm.apply(Mine(), Merge(r=4))(torch.randn(1, 17, 48)).shape == (1, 9, 48)
+
+
+def test_a_registered_row_overrides_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "_registered", [])
+    model = hf.SiglipTextModel(hf.SiglipTextConfig(**TEXT))
+    with pytest.raises(errors.UnsuitableBlock, match="fixed position"):
+        turbovlm.apply(model, Merge(r=2))
+    package = "transformers.models.siglip.modeling_siglip"
+    turbovlm.register(
+        turbovlm.Row(
+            block=f"{package}.SiglipEncoderLayer",
+            towers=(f"{package}.SiglipTextModel",),
+            attention=("self_attn", "layer_norm1"),
+            mlp=("mlp", "layer_norm2"),
+            modality="text",
+            restore=True,
+        )
+    )
+    turbovlm.apply(model, Merge(r=2))
+    assert len(patched(model)) == 2
+
+
+class Biased(Block):
+    """Attention with learned keys beside the tokens', which no merge can follow."""
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(dim=fields["dim"], num_heads=fields["num_heads"])
+        self.attn: Any = nn.MultiheadAttention(48, 4, batch_first=True, add_bias_kv=True)
+
+    def forward(self, x: Tensor, attn_mask: Any = None, is_causal: bool = False) -> Tensor:
+        h = self.norm1(x)
+        x = x + self.attn(h, h, h, need_weights=False)[0]
+        return x + self.mlp(self.norm2(x))
+
+
+class Fickle(Block):
+    """Computes something else while a tap is open."""
+
+    def forward(self, x: Tensor, attn_mask: Any = None, is_causal: bool = False) -> Tensor:
+        watched = torch.overrides._get_current_function_mode() is not None
+        x = x + self.attn(self.norm1(x)) * (3.0 if watched else 1.0)
+        return x + self.mlp(self.norm2(x))
+
+
+@pytest.mark.parametrize(
+    ("block", "error", "words"),
+    [
+        (Biased, errors.UnsupportedInput, "masks, key biases or separate keys"),
+        (Fickle, errors.UnsuitableBlock, "something else under the tap"),
+    ],
+)
+def test_attention_that_cannot_be_followed_is_refused(
+    block: type[Block], error: type[Exception], words: str
+) -> None:
+    model = vit(block_fn=block)
+    with pytest.raises(error, match=words):
+        turbovlm.apply(model, Merge(r=4))
+    assert patched(model) == []
 
 
 @pytest.mark.parametrize("hooks_first", [True, False])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import turbovlm
 from tests.hosts.zoo import LANGUAGE, SIZES, TEXT, VISION, pixels, words
-from turbovlm import Merge, errors
+from turbovlm import Merge, errors, hosts
 from turbovlm.plug.block import TurboBlock
 from turbovlm.plug.draft import draft
 from turbovlm.report import check as report
@@ -104,7 +104,7 @@ class Mine(nn.Module):
 
 
 def test_an_unknown_model_gets_a_draft_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turbovlm.hosts, "_registered", [])
+    monkeypatch.setattr(hosts, "_registered", [])
     found = checked(Mine(), x=torch.randn(1, 17, 48))
     assert not found.fits
     assert found.row is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,19 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"diffusers.*turbovlm\[diffusion\]"):
         list(count(subject("Generation, Stable Diffusion 1.5")))
+
+
+def test_a_missing_library_is_named_before_anything_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "diffusers" else found(name)
+    )
+    told: list[str] = []
+    with pytest.raises(MissingExtra, match=r"turbovlm\[diffusion\]"):
+        count_all(lambda what, done, total: told.append(what))
+    assert told == []
 
 
 def generated(model: Any, ids: torch.Tensor, beams: int, steps: int) -> int:

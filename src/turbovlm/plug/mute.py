@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -21,30 +21,31 @@ class Mute(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """``(B, 1, 1)`` zeros, alone or followed by as many None as there are extras."""
-        x = _tensors(args, kwargs)[0]
+        x = _first(args, kwargs)
         return _as_returned(x.new_zeros(x.shape[0], 1, 1), self.extras)
 
 
 class Pass(nn.Module):
     """The residual stream itself, in place of a child that adds it and normalises (post-norm).
 
+    It is the first tensor that such a child gets: BERT's MLP output gets the branch before the
+    residual, but with the branch muted too both are the residual.
+
     Args:
-        which: whether the residual is the first tensor that the child gets (attention) or the
-            last one (BERT's MLP output, which gets the branch and then the residual).
         extras: as in `Mute`.
     """
 
-    def __init__(self, which: Literal["first", "last"], extras: int | None) -> None:
+    def __init__(self, extras: int | None) -> None:
         super().__init__()
-        self.index, self.extras = (0 if which == "first" else -1), extras
+        self.extras = extras
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """``(B, N, C)`` as it came, alone or followed by as many None as there are extras."""
-        return _as_returned(_tensors(args, kwargs)[self.index], self.extras)
+        return _as_returned(_first(args, kwargs), self.extras)
 
 
-def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    return [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
 
 
 def _as_returned(x: Tensor, extras: int | None) -> Any:

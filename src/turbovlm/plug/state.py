@@ -91,7 +91,7 @@ class Patch:
         self.tracks_owner = bool(restored)
         self.tracks_position = bool(row.follow or restored - {depth - 1})
         if row.post_norm:
-            attention, rest = Pass("first", extras), Pass("last", None)
+            attention, rest = Pass(extras), Pass(None)
             self._mutes = dict.fromkeys(row.attention, attention) | dict.fromkeys(row.mlp, rest)
         else:
             self._mutes = {n: Mute(None) for n in row.attention[1:] + row.mlp}

@@ -14,9 +14,16 @@ from torch import nn
 
 import turbovlm
 from turbovlm.config import Merge
+from turbovlm.errors import require
 from turbovlm.measure.flops import flops
 from turbovlm.tasks.paper.table import TABLE, Subject
 
+LIBRARIES = {
+    "transformers": "hf",
+    "timm": "timm",
+    "torchvision.models": "timm",
+    "diffusers": "diffusion",
+}
 TOLERANCE = 1e-3
 """Relative difference to the exact figure up to which a row counts as equal."""
 
@@ -71,6 +78,8 @@ def count_all(progress: Callable[[str, int, int], None]) -> list[PaperRow]:
     Raises:
         MissingExtra: if a library that one of the models comes from is not installed.
     """
+    for module, extra in LIBRARIES.items():
+        require(module, extra)  # before half a minute of counting, not after it
     total = sum(len(subject.lines) for subject in TABLE)
     rows: list[PaperRow] = []
     for subject in TABLE:

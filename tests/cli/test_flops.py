@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 from collections.abc import Callable
 
@@ -139,7 +140,10 @@ def test_mistakes(run: Run, argv: list[object], message: str) -> None:
 def test_a_missing_extra(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     table = tuple(subject for subject in TABLE if "Diffusion" in subject.name)
     monkeypatch.setattr("turbovlm.tasks.paper.count.TABLE", table)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "diffusers" else found(name)
+    )
     code, out, err = run("--paper")
     assert (code, out) == (2, "")
     assert "pip install 'turbovlm[diffusion]'" in err

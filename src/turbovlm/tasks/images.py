@@ -55,15 +55,7 @@ class ImageFolder:
             InputError: for a missing or empty folder, a file that is no image, or bad labels.
         """
         root = Path(root)
-        if not root.is_dir():
-            what = "is a file" if root.exists() else "does not exist"
-            raise InputError(f"--images {root} {what}: give a folder of images")
-        found = (path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
-        paths = tuple(sorted(path for path in found if path.is_file()))
-        if not paths:
-            raise InputError(
-                f"{root} holds no image: expected files ending in {', '.join(SUFFIXES)}"
-            )
+        paths = find_images(root)
         for path in paths:
             _open(path).close()
         table = None if labels is None else read_labels(_find_table(Path(labels), root), root)
@@ -82,12 +74,36 @@ class ImageFolder:
         Raises:
             InputError: if the file cannot be decoded.
         """
-        path = self.paths[index]
-        with _open(path) as image:
-            try:
-                return image.convert("RGB")
-            except (OSError, SyntaxError, ValueError) as error:
-                raise _unreadable(path, error) from error
+        return read_image(self.paths[index])
+
+
+def find_images(root: Path) -> tuple[Path, ...]:
+    """The image files below ``root`` by their endings, sorted; none is opened.
+
+    Raises:
+        InputError: for a missing folder, or one without images.
+    """
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        raise InputError(f"--images {root} {what}: give a folder of images")
+    found = (path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = tuple(sorted(path for path in found if path.is_file()))
+    if not paths:
+        raise InputError(f"{root} holds no image: expected files ending in {', '.join(SUFFIXES)}")
+    return paths
+
+
+def read_image(path: Path) -> Image.Image:
+    """The image in a file, in mode RGB.
+
+    Raises:
+        InputError: if it cannot be decoded.
+    """
+    with _open(path) as image:
+        try:
+            return image.convert("RGB")
+        except (OSError, SyntaxError, ValueError) as error:
+            raise _unreadable(path, error) from error
 
 
 def read_labels(table: Path, root: Path) -> dict[Path, int]:

@@ -1,6 +1,10 @@
-"""The lab: procedural scenes and a small BLIP captioner trained on them from scratch.
+"""The lab: procedural scenes and small models trained on them from scratch.
 
-It is the model that the library carries with it, so that every command works without a
+They are the models that the library carries with it, so that every command works without a
 download. ``scenes`` draws, ``grammar`` writes and scores captions, ``captioner`` builds and loads
-the model, ``train`` trains it and ``evaluate`` measures it.
+the captioner, ``train`` trains it and ``evaluate`` measures it.
+
+``kinds``, ``questions`` and ``pairs`` ask about scenes. ``heads`` builds and loads what answers,
+matches and judges with the captioner's vision encoder, ``lessons`` and ``train_heads`` train it,
+and ``export`` writes all of it as standard files.
 """

@@ -58,15 +58,22 @@ def build_model(
     return transformers.BlipForConditionalGeneration(config)
 
 
-def build_processor() -> BlipProcessor:
-    """The processor that goes with ``build_model``: no resizing, one token per word."""
+def build_processor(words: Sequence[str] | None = None) -> BlipProcessor:
+    """A processor that resizes nothing and has one token per word.
+
+    Args:
+        words: beside the special tokens; None for those of captions, as ``build_model`` has them.
+    """
     transformers = require("transformers", "hf")
     images = transformers.BlipImageProcessor(
         size={"height": SIDE, "width": SIDE}, image_mean=list(MEAN), image_std=list(STD)
     )
-    words = {word: index for index, word in enumerate(SPECIAL_TOKENS + vocabulary())}
+    known = (*SPECIAL_TOKENS, *(vocabulary() if words is None else words))
     text = transformers.BertTokenizer(
-        vocab=words, bos_token="[CLS]", eos_token="[SEP]", model_max_length=64
+        vocab={word: index for index, word in enumerate(known)},
+        bos_token="[CLS]",
+        eos_token="[SEP]",
+        model_max_length=64,
     )
     return transformers.BlipProcessor(images, text)
 

@@ -19,16 +19,6 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("classification")
 
 
-def test_interval_of_paired_differences(bench: ModuleType) -> None:
-    values = torch.randn(400, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 1
-    mean, low, high = bench.interval(values)
-    assert mean == pytest.approx(values.mean().item())
-    # the normal approximation, to a tenth of its width
-    error = 1.96 * values.std().item() / math.sqrt(400)
-    assert low == pytest.approx(mean - error, abs=0.1 * error)
-    assert high == pytest.approx(mean + error, abs=0.1 * error)
-
-
 def test_recall_of_known_rankings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks" / "real")
     retrieval = importlib.import_module("retrieval")

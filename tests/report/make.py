@@ -8,7 +8,7 @@ import numpy as np
 
 from turbovlm.config import Merge
 from turbovlm.measure.speed import Ratio
-from turbovlm.tasks.classify import ACCURACY, AGREEMENT, KL
+from turbovlm.tasks.classify import ACCURACY, AGREEMENT, KL, LOST
 from turbovlm.tasks.rows import UNMERGED, Report, Row
 from turbovlm.tasks.samples import Sample
 
@@ -27,7 +27,12 @@ def row(config: Merge | None, speed: float, agreement: float, accuracy: float = 
         speedup=Ratio(speed, speed - 0.05, speed + 0.05),
         page_faults=12.0,
         peak_mib=27.7,
-        quality={"accuracy": accuracy, "agreement": agreement, "kl": 0.0315},
+        quality={
+            "accuracy": accuracy,
+            "agreement": agreement,
+            "kl": 0.0315,
+            "loss": 0.8 - accuracy,
+        },
     )
 
 
@@ -49,6 +54,7 @@ def report(**changes: Any) -> Report:
         "compiled": False,
         "rounds": 10,
         "measures": (ACCURACY, AGREEMENT, KL),
+        "loss": LOST,
         "rows": rows,
         "advice": "Use turbo r=8.",
         "advised": "turbo r=8",

@@ -158,6 +158,25 @@ def blip2(folder: Path) -> Path:
     return folder
 
 
+def encoder_decoder(folder: Path) -> Path:
+    """A ViT and a BERT that writes, as many captioners of the hub are built."""
+    text = hf.BertConfig(
+        vocab_size=len(WORDS), hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, initializer_range=0.2, is_decoder=True, add_cross_attention=True,
+        bos_token_id=2, eos_token_id=3, pad_token_id=0,
+    )  # fmt: skip
+    model = hf.VisionEncoderDecoderModel(
+        encoder=hf.ViTModel(hf.ViTConfig(**SIZES), add_pooling_layer=False),
+        decoder=hf.BertLMHeadModel(text),
+    )
+    model.generation_config = hf.GenerationConfig(
+        decoder_start_token_id=2, eos_token_id=3, pad_token_id=0
+    )
+    _save(folder, model, _square(hf.ViTImageProcessor))
+    hf.BertTokenizer(vocab={word: n for n, word in enumerate(WORDS)}).save_pretrained(folder)
+    return folder
+
+
 def _square(kind: Any) -> Any:
     return kind(size={"height": 32, "width": 32})
 

@@ -18,7 +18,7 @@ from turbovlm.tasks.models import load, with_labels
 from turbovlm.tasks.rows import FUSED, UNMERGED, Report
 from turbovlm.tasks.samples import samples, show_some
 from turbovlm.tasks.variants import build as build_settings
-from turbovlm.tasks.variants import settings, share
+from turbovlm.tasks.variants import settings, share, title
 
 
 @pytest.fixture
@@ -42,11 +42,12 @@ def test_a_classifier(tmp_path: Path, images: ImageFolder) -> None:
     assert [row.tokens for row in report.rows] == [65, 65, 41, 65, 41]
     whole, nothing, turbo, _, random = report.rows
     # the labels are the unmerged model's own answers, over three batches, the last one short
-    assert whole.quality == {"accuracy": 1.0, "agreement": 1.0, "kl": 0.0}
+    assert whole.quality == {"accuracy": 1.0, "agreement": 1.0, "kl": 0.0, "loss": 0.0}
     assert nothing.quality == whole.quality
     assert turbo.quality["kl"] > 1e-6
     assert turbo.quality["kl"] != random.quality["kl"]
     assert turbo.quality["accuracy"] == turbo.quality["agreement"]
+    assert turbo.quality["loss"] == pytest.approx(1 - turbo.quality["accuracy"])
     assert whole.gflops == nothing.gflops > turbo.gflops
     assert turbo.ideal == whole.gflops / turbo.gflops
     assert whole.speedup.value == 1
@@ -138,16 +139,50 @@ def test_an_architecture_without_a_row(images: ImageFolder) -> None:
 
 
 def test_settings() -> None:
-    merges = settings([4, 8, 4], ["turbo", "redundancy"], alpha=2.0)
+    merges = settings([4, 8, 4], ["turbo", "redundancy"], [2.0])
     assert merges == [
         Merge(r=4, alpha=2.0),
         Merge(r=8, alpha=2.0),
         Merge(r=4, method="redundancy"),
         Merge(r=8, method="redundancy"),
     ]
-    for bad in ({"rs": [-1]}, {"methods": ["best"]}, {"alpha": float("nan")}):
+    for bad in ({"rs": [-1]}, {"methods": ["best"]}, {"alphas": [float("nan")]}):
         with pytest.raises(ConfigError):
             settings(**{"rs": [4], "methods": ["turbo"], **bad})
+
+
+def test_settings_do_not_repeat_where_alpha_does_not_matter() -> None:
+    merges = settings([4, 8], ["turbo", "redundancy", "random"], [None, 1.0, 2.0], [-0.5, 0.0])
+    assert len(merges) == len(set(merges)) == 2 * 2 * (3 + 1 + 1)
+    assert {merge.alpha for merge in merges if merge.method != "turbo"} == {None}
+
+
+def test_titles_say_what_differs() -> None:
+    assert title(Merge(r=8)) == "turbo r=8"
+    assert title(Merge(r=8, method="random", inflection=-0.5)) == "random r=8 inflection=-0.5"
+    assert title(Merge(ratio=0.1, alpha=2.0)) == "turbo ratio=0.1 alpha=2.0"
+    assert title(Merge(r=(0, 16, 0, 7))) == "turbo r=16@2+7@4"
+    assert title(Merge(r=(0, 0))) == "turbo r=0"
+
+
+def test_settings_of_the_same_work_share_one_timing(tmp_path: Path, images: ImageFolder) -> None:
+    task = load(str(build.vit_classifier(tmp_path / "model")))
+    merges = [Merge(r=8), Merge(r=8, alpha=3.0), Merge(r=8, alpha=0.0), Merge(r=6, alpha=3.0)]
+    slots: list[int] = []
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "memory":
+            slots.append(total)
+
+    report = bench.run(task, images, merges, bench.Plan(batch=2, rounds=2), progress)
+    _, default, heavy, none, fewer = report.rows
+    assert [row.name for row in report.rows[1:]] == [title(merge) for merge in merges]
+    assert default.speedup == heavy.speedup
+    assert default.throughput == heavy.throughput
+    assert default.quality["kl"] != heavy.quality["kl"]
+    # without the guide's row, or with another r, the work is another one
+    assert len({row.throughput for row in (default, none, fewer)}) == 3
+    assert set(slots) == {4}
 
 
 def test_copies_share_their_weights(tmp_path: Path) -> None:

@@ -14,8 +14,11 @@ from turbovlm.cli.arguments import join_values
 from turbovlm.cli.bench import bench
 from turbovlm.cli.check import check
 from turbovlm.cli.demo import demo
+from turbovlm.cli.eval import evaluate
 from turbovlm.cli.flops import flops
 from turbovlm.cli.models import models
+from turbovlm.cli.sweep import sweep
+from turbovlm.cli.tune import tune
 from turbovlm.errors import TurboError
 
 app = typer.Typer(
@@ -26,6 +29,9 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(bench)
+app.command("eval")(evaluate)
+app.command()(sweep)
+app.command()(tune)
 app.command()(flops)
 app.command()(check)
 app.command()(models)
@@ -61,6 +67,12 @@ def top(
     [bold]turbovlm demo[/]  shows it on a built-in model, without a download.
 
     [bold]turbovlm bench[/]  measures it on your model and your images.
+
+    [bold]turbovlm eval[/]  scores it on the data of a task: predictions, metrics, intervals.
+
+    [bold]turbovlm sweep[/]  measures all combinations of settings and marks the best ones.
+
+    [bold]turbovlm tune[/]  finds the fastest setting whose loss stays within a promise.
 
     [bold]turbovlm check[/]  says whether a model is supported and what would be merged.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from turbovlm.errors import ConfigError
 
-SEVERAL = ("--r", "--method")
+SEVERAL = ("--r", "--method", "--alpha", "--inflection")
 MODEL_HELP = (
     "timm:NAME, torchvision:NAME, open_clip:NAME, a local folder with a config.json, or a hub id "
     "of transformers."
@@ -66,3 +66,34 @@ def whole_numbers(text: str, flag: str) -> list[int]:
                 f"{flag} takes integers, not {part!r}: {flag} 4 8 12 (the model is named before it)"
             ) from None
     return numbers
+
+
+def numbers(text: str, flag: str) -> list[float]:
+    """``"0.5,2"`` to numbers.
+
+    Raises:
+        ConfigError: for a part that is no number, or none at all.
+    """
+    found = []
+    for part in names(text, flag):
+        try:
+            found.append(float(part))
+        except ValueError:
+            raise ConfigError(f"{flag} takes numbers, not {part!r}: {flag} 0.5 1 2") from None
+    return found
+
+
+def share(text: str, flag: str) -> float:
+    """``"1%"`` or ``"0.01"`` to a share above 0 and below 1.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    try:
+        value = float(text.strip().removesuffix("%"))
+    except ValueError:
+        value = 0.0
+    value = value / 100 if text.strip().endswith("%") else value
+    if not 0 < value < 1:
+        raise ConfigError(f"{flag} takes a share above 0 and below 1, not {text!r}: 1% or 0.01")
+    return value

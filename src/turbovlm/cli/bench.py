@@ -78,7 +78,7 @@ def bench(
     from turbovlm.tasks.variants import settings
 
     # Whatever can be wrong is found here, before the model is loaded and the long run begins.
-    merges = settings(whole_numbers(r, "--r"), names(method, "--method"), alpha)
+    merges = settings(whole_numbers(r, "--r"), names(method, "--method"), [alpha])
     place = pick_device(device)
     plan = benching.Plan(batch, place, pick_dtype(dtype, place), compiled, fused, rounds)
     check_writable(json, "--json")

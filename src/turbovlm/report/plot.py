@@ -74,7 +74,9 @@ def _panel(axes: Any, report: Report, measure: Measure) -> None:
                     fontsize=9,
                     color=TEXT,
                 )
-    _style(axes, measure)
+    axes.set_xlabel("measured speed-up over the unmerged model", color=TEXT)
+    axes.xaxis.set_major_formatter("{x:g}x")
+    dress(axes, measure, TEXT)
     _name_lines(axes, ends)
 
 
@@ -87,15 +89,14 @@ def by_method(report: Report) -> dict[str, list[Row]]:
     return groups
 
 
-def _style(axes: Any, measure: Measure) -> None:
-    axes.set_xlabel("measured speed-up over the unmerged model", color=TEXT)
+def dress(axes: Any, measure: Measure, colour: str) -> None:
+    """Title, ticks and spines of one panel that shows ``measure``."""
     unit = " (%)" if measure.percent else ""
-    axes.set_title(f"{measure.title}{unit}", loc="left", color=TEXT, fontsize=12)
-    axes.tick_params(colors=TEXT)
-    axes.xaxis.set_major_formatter("{x:g}x")
+    axes.set_title(f"{measure.title}{unit}", loc="left", color=colour, fontsize=12)
+    axes.tick_params(colors=colour)
     for name, spine in axes.spines.items():
         spine.set_visible(name in ("left", "bottom"))
-        spine.set_color(TEXT)
+        spine.set_color(colour)
     axes.margins(x=0.06, y=0.12)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from statistics import fmean
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from turbovlm.tasks.images import Images
 from turbovlm.tasks.prepare import Prepare
 
 Output = TypeVar("Output")
@@ -18,29 +20,26 @@ Output = TypeVar("Output")
 
 @dataclass(frozen=True)
 class Measure:
-    """One number of quality: how it is called, written and read."""
+    """One number of quality: how it is called, written, read, and made from those of the images."""
 
     key: str
     title: str
     about: str
     percent: bool = True
-    better: str = "higher"
+    better: Literal["higher", "lower"] = "higher"
+    reduce: Literal["mean", "min"] = "mean"
 
     def text(self, value: float) -> str:
         """``value`` as the tables print it: a percentage, or four decimals."""
         return f"{100 * value:.1f} %" if self.percent else f"{value:.4f}"
 
 
-class Meter(ABC, Generic[Output]):
-    """Sums up quality over batches, so that outputs of a large folder are never all held."""
-
-    @abstractmethod
-    def update(self, reference: Output, output: Output, start: int) -> None:
-        """Add one batch: the unmerged model's outputs, this model's, and the first's index."""
-
-    @abstractmethod
-    def result(self) -> dict[str, float]:
-        """Means over all images so far, by the key of the measure."""
+def summarize(
+    measures: Sequence[Measure], scores: Sequence[Mapping[str, float]]
+) -> dict[str, float]:
+    """The scores of all images (at least one) as one number per measure, by its key."""
+    reduce = {"mean": fmean, "min": min}
+    return {m.key: reduce[m.reduce]([score[m.key] for score in scores]) for m in measures}
 
 
 @dataclass
@@ -59,11 +58,21 @@ class Task(ABC, Generic[Output]):
 
     kind: ClassVar[str]
     agreement: ClassVar[Measure]
+    drift: ClassVar[Measure]
+    """How far an output moved, lower is better: the least noisy score, by which a search ranks."""
     tolerance: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def loss(self) -> Measure:
+        """What one image loses by merging, in [-1, 1]: the one number that settings are judged by.
+
+        0 where nothing changed; below 0 only against a known truth.
+        """
 
     @abstractmethod
     def measures(self) -> tuple[Measure, ...]:
-        """The numbers of quality that ``meter`` yields, in the order of the table."""
+        """The numbers of quality beside ``loss``, in the order of the table."""
 
     @abstractmethod
     def call(self, model: nn.Module, pixels: Tensor) -> Any:
@@ -71,11 +80,17 @@ class Task(ABC, Generic[Output]):
 
     @abstractmethod
     def read(self, raw: Any) -> Output:
-        """What ``call`` returned, as ``Meter.update`` takes it, on the CPU."""
+        """What ``call`` returned, as ``scores`` takes it, on the CPU."""
 
     @abstractmethod
-    def meter(self) -> Meter[Output]:
-        """A fresh meter over the images of this task."""
+    def scores(self, reference: Output, output: Output, start: int) -> list[dict[str, float]]:
+        """What every image of a batch scores, by the keys of ``measures``, ``loss`` and ``drift``.
+
+        Args:
+            reference: the unmerged model's outputs.
+            output: those of the model that is scored.
+            start: index of the batch's first image among all images.
+        """
 
     @abstractmethod
     def acceptable(self, quality: Mapping[str, float], unmerged: Mapping[str, float]) -> bool:
@@ -84,6 +99,10 @@ class Task(ABC, Generic[Output]):
     @abstractmethod
     def words(self, output: Output) -> list[str]:
         """Each of the B outputs in a few words, for a reader."""
+
+    def select(self, indices: Sequence[int]) -> Task[Output]:
+        """The same task over some of its images, in the given order."""
+        return self
 
     def encoder(self, model: nn.Module) -> nn.Module:
         """The part that ``--compile`` compiles as one graph."""
@@ -98,3 +117,22 @@ class Task(ABC, Generic[Output]):
         """Preprocessed ``images`` with the model's device and type: (B, 3, H, W)."""
         weight = next(self.model.parameters())
         return self.prepare(images).to(device=weight.device, dtype=weight.dtype)
+
+
+def batches(
+    task: Task[Any], images: Images, indices: Sequence[int], batch: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Some of the images in batches: how many came before, and pixels (B, 3, H, W)."""
+    for start in range(0, len(indices), batch):
+        chosen = indices[start : start + batch]
+        yield start, task.pixels([images.image(index) for index in chosen])
+
+
+def calling(task: Task[Any]) -> Callable[[Any, Any], object]:
+    """The work that is timed and counted, as a function of model and pixels."""
+
+    def call(model: Any, pixels: Any) -> object:
+        with torch.inference_mode():
+            return task.call(model, pixels)
+
+    return call

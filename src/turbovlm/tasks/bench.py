@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,10 +17,10 @@ from turbovlm.errors import ConfigError, ModelError
 from turbovlm.measure import Timing, compare, environment, flops, peak_memory
 from turbovlm.measure.speed import Ratio
 from turbovlm.tasks.advice import advise, choose
-from turbovlm.tasks.base import Task
+from turbovlm.tasks.base import Task, batches, calling, summarize
 from turbovlm.tasks.images import Images
 from turbovlm.tasks.rows import Report, Row
-from turbovlm.tasks.variants import Setting, build, compile_all
+from turbovlm.tasks.variants import Setting, build, compile_all, work
 
 COUNTED = 4  # images whose operations are counted: per image the number hardly depends on it
 
@@ -81,22 +81,26 @@ def run(
     built = build(task.model, merges, fused=plan.fused)
     batch = min(plan.batch, len(images))
     pixels = task.pixels([images.image(index) for index in range(batch)])
-    tokens = _tokens(task, built, pixels[:1])
-    counted = pixels[:COUNTED]
     quality = _quality(task, built, images, batch, progress)
+    # Where only the value of alpha differs the operations are the same: one stands for all.
+    kinds = {setting.name: (setting.fused, work(setting.config)) for setting in built}
+    measured = {kinds[setting.name]: setting for setting in reversed(built)}
+    first = [setting for setting in built if measured[kinds[setting.name]] is setting]
+    tokens = _tokens(task, first, pixels[:1])
+    counted = pixels[:COUNTED]
     gflops = {}
-    for step, setting in enumerate(built):
-        progress("operations", step, len(built))
-        count = flops(setting.model, counted, call=_call(task)).gflops
+    for step, setting in enumerate(first):
+        progress("operations", step, len(first))
+        count = flops(setting.model, counted, call=calling(task)).gflops
         gflops[setting.name] = count / len(counted)
     # Compiled code is for speed alone: it computes the same up to rounding.
-    peaks, times = _run_batch(task, built, pixels, plan, progress)
+    peaks, times = _run_batch(task, first, pixels, plan, progress)
     rows = []
     for setting in built:
-        name, base = setting.name, setting.baseline
+        name, base = measured[kinds[setting.name]].name, setting.baseline
         rows.append(
             Row(
-                name=name,
+                name=setting.name,
                 config=setting.config,
                 fused=setting.fused,
                 baseline=base,
@@ -108,7 +112,7 @@ def run(
                 speedup=_speedup(times, name, base),
                 page_faults=times[name].median_page_faults,
                 peak_mib=peaks[name],
-                quality=quality[name],
+                quality=quality[setting.name],
             )
         )
     kind = plan.device.type
@@ -122,6 +126,7 @@ def run(
         compiled=plan.compiled,
         rounds=len(times[built[0].name].seconds),
         measures=task.measures(),
+        loss=task.loss,
         rows=tuple(rows),
         advice=advise(task, rows, batch=batch, device=kind),
         advised=chosen.name if (chosen := choose(task, rows)) else None,
@@ -145,22 +150,17 @@ def _tokens(task: Task[Any], built: Sequence[Setting], pixels: Tensor) -> dict[s
 def _quality(
     task: Task[Any], built: Sequence[Setting], images: Images, batch: int, progress: Progress
 ) -> dict[str, Mapping[str, float]]:
-    meters = {setting.name: task.meter() for setting in built}
-    for start, pixels in _batches(task, images, batch):
+    measures = (*task.measures(), task.loss)
+    scores: dict[str, list[dict[str, float]]] = {setting.name: [] for setting in built}
+    for start, pixels in batches(task, images, range(len(images)), batch):
         reference: Any = None
         for step, setting in enumerate(built):
             done = start * len(built) + step * len(pixels)
             progress("quality", done, len(images) * len(built))
             output = task.outputs(setting.model, pixels)
             reference = output if reference is None else reference
-            meters[setting.name].update(reference, output, start)
-    return {name: meter.result() for name, meter in meters.items()}
-
-
-def _batches(task: Task[Any], images: Images, batch: int) -> Iterator[tuple[int, Tensor]]:
-    for start in range(0, len(images), batch):
-        stop = min(start + batch, len(images))
-        yield start, task.pixels([images.image(index) for index in range(start, stop)])
+            scores[setting.name] += task.scores(reference, output, start)
+    return {name: summarize(measures, of_images) for name, of_images in scores.items()}
 
 
 def _run_batch(
@@ -168,7 +168,7 @@ def _run_batch(
 ) -> tuple[dict[str, float | None], dict[str, Timing]]:
     """Peak memory in MiB and the times of one call, by setting."""
     device = plan.device
-    runs = {s.name: partial(_call(task), s.model, pixels) for s in built}
+    runs = {s.name: partial(calling(task), s.model, pixels) for s in built}
     if plan.compiled:
         compile_all(task, built)
     peaks: dict[str, float | None] = {}
@@ -198,14 +198,6 @@ def _run_batch(
 
 def _from_compiler(error: Exception) -> bool:
     return any(kind.__module__.startswith("torch._dynamo") for kind in type(error).__mro__)
-
-
-def _call(task: Task[Any]) -> Callable[[Any, Any], object]:
-    def call(model: Any, pixels: Any) -> object:
-        with torch.inference_mode():
-            return task.call(model, pixels)
-
-    return call
 
 
 def _speedup(times: Mapping[str, Timing], name: str, baseline: str) -> Ratio:

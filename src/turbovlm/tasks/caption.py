@@ -2,45 +2,35 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from turbovlm.lab.grammar import Describable, attribute_accuracy
-from turbovlm.tasks.base import Measure, Meter, Task
+from turbovlm.tasks.base import Measure, Task
 
 EXACT = Measure("exact", "same caption", "share of captions equal to the unmerged model's")
 ATTRIBUTES = Measure(
     "attributes",
     "attributes right",
-    "share of the mentioned attributes (size, colour, shape, position) that the scene really has",
+    "share of the mentioned attributes (size, colour, shape, position) that the scene really has, "
+    "mean over the captions",
+)
+
+LOST = Measure(
+    "loss", "attributes lost", "attributes right unmerged minus those of this model", better="lower"
+)
+REWORDED = Measure(
+    "reworded",
+    "words changed",
+    "1 - F1 of the words of a caption and of the unmerged model's, mean",
+    better="lower",
 )
 
 Truth = Sequence[Sequence[Describable]]
-
-
-class CaptionMeter(Meter[list[str]]):
-    """Exact match with the unmerged captions, and attribute accuracy where the truth is known."""
-
-    def __init__(self, truth: Truth | None) -> None:
-        self.truth = truth
-        self.captions: list[str] = []
-        self.same = 0
-
-    def update(self, reference: list[str], output: list[str], start: int) -> None:
-        """Add captions of the unmerged model and of this one."""
-        self.captions += output
-        self.same += sum(a == b for a, b in zip(reference, output, strict=True))
-
-    def result(self) -> dict[str, float]:
-        """``attributes`` (where the truth is known) and ``exact``."""
-        exact = {"exact": self.same / len(self.captions)}
-        if self.truth is None:
-            return exact
-        accuracy = attribute_accuracy(self.captions, self.truth[: len(self.captions)])
-        return {"attributes": accuracy.precision, **exact}
 
 
 @dataclass
@@ -59,7 +49,17 @@ class Caption(Task[list[str]]):
 
     kind = "captioning"
     agreement = EXACT
+    drift = REWORDED
     tolerance = "90 % equal captions, or, where the truth is known, one point of attributes"
+
+    @property
+    def loss(self) -> Measure:
+        """Of right attributes where the truth is known, else the share of words that changed.
+
+        Whether two captions are equal to the letter is too strict a promise: "a dog on the grass"
+        for "a dog on grass" loses little.
+        """
+        return replace(REWORDED, key="loss") if self.truth is None else LOST
 
     def measures(self) -> tuple[Measure, ...]:
         """Right attributes only where the truth is known."""
@@ -74,9 +74,21 @@ class Caption(Task[list[str]]):
         """B captions."""
         return [text.strip() for text in self.decode(raw)]
 
-    def meter(self) -> CaptionMeter:
-        """A fresh meter over the images of this task."""
-        return CaptionMeter(self.truth)
+    def scores(self, reference: list[str], output: list[str], start: int) -> list[dict[str, float]]:
+        """From captions of both models."""
+        pairs = list(zip(reference, output, strict=True))
+        scores = [{"exact": float(a == b), "reworded": 1 - word_f1(a, b)} for a, b in pairs]
+        if self.truth is None:
+            return [{**score, "loss": score["reworded"]} for score in scores]
+        for score, (before, after), objects in zip(scores, pairs, self.truth[start:], strict=False):
+            was, now = (attribute_accuracy([c], [objects]).precision for c in (before, after))
+            score |= {"attributes": now, "loss": was - now}
+        return scores
+
+    def select(self, indices: Sequence[int]) -> Caption:
+        """The truth of those images."""
+        truth = self.truth
+        return self if truth is None else replace(self, truth=[truth[i] for i in indices])
 
     def words(self, output: list[str]) -> list[str]:
         """The captions themselves."""
@@ -90,5 +102,12 @@ class Caption(Task[list[str]]):
 
     def encoder(self, model: nn.Module) -> nn.Module:
         """The vision tower: the decoder's lengths change with every step."""
-        tower: Any = model.get_submodule("vision_model")
-        return tower
+        name = "vision_model" if hasattr(model, "vision_model") else "encoder"
+        return model.get_submodule(name)
+
+
+def word_f1(one: str, other: str) -> float:
+    """Harmonic mean of precision and recall of two captions' words, counted, in any order."""
+    ours, theirs = Counter(one.lower().split()), Counter(other.lower().split())
+    whole = ours.total() + theirs.total()
+    return 2 * (ours & theirs).total() / whole if whole else 1.0

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from turbovlm.tasks.base import Measure, Meter, Task
+from turbovlm.tasks.base import Measure, Task
 
 ACCURACY = Measure("accuracy", "accuracy", "share of images whose top-1 class is the label")
 AGREEMENT = Measure(
@@ -18,30 +18,15 @@ AGREEMENT = Measure(
 KL = Measure(
     "kl", "KL", "mean KL(unmerged || merged) of the class probabilities, in nats", False, "lower"
 )
-
-
-class ClassifyMeter(Meter[Tensor]):
-    """Accuracy, top-1 agreement and KL over logits (B, C)."""
-
-    def __init__(self, labels: tuple[int, ...] | None) -> None:
-        self.labels = None if labels is None else torch.tensor(labels)
-        self.images = self.right = self.same = 0
-        self.kl = 0.0
-
-    def update(self, reference: Tensor, output: Tensor, start: int) -> None:
-        """Add logits (B, C) of the unmerged model and of this one."""
-        top = output.argmax(-1)
-        self.images += len(output)
-        self.same += int((top == reference.argmax(-1)).sum())
-        if self.labels is not None:
-            self.right += int((top == self.labels[start : start + len(output)]).sum())
-        p, q = (logits.double().log_softmax(-1) for logits in (reference, output))
-        self.kl += float((p.exp() * (p - q)).sum())
-
-    def result(self) -> dict[str, float]:
-        """``accuracy`` (with labels), ``agreement`` and ``kl``."""
-        shares = {"agreement": self.same / self.images, "kl": self.kl / self.images}
-        return shares if self.labels is None else {"accuracy": self.right / self.images, **shares}
+LOST = Measure(
+    "loss", "accuracy lost", "accuracy of the unmerged model minus this one's", better="lower"
+)
+GIVEN_UP = Measure(
+    "loss",
+    "confidence lost",
+    "mean share of the unmerged model's confidence in its class that the merged class gives up",
+    better="lower",
+)
 
 
 @dataclass
@@ -52,7 +37,19 @@ class Classify(Task[Tensor]):
 
     kind = "classification"
     agreement = AGREEMENT
+    drift = KL
     tolerance = "95 % agreement, or, with labels, one point of accuracy and 90 % agreement"
+
+    @property
+    def loss(self) -> Measure:
+        """Accuracy lost where there are labels, else confidence given up.
+
+        Without labels a changed class costs 1 - p(merged top-1) / p(unmerged top-1) with the
+        unmerged model's softmax p: little where it could hardly decide between the two. The
+        difference of the two p would be the expected loss of a calibrated model; on photographs
+        that the model is too modest about it was up to six times too small (docs/tune.md).
+        """
+        return GIVEN_UP if self.labels is None else LOST
 
     def measures(self) -> tuple[Measure, ...]:
         """Accuracy only where there are labels."""
@@ -66,9 +63,26 @@ class Classify(Task[Tensor]):
         """Logits (B, C) in float32."""
         return getattr(raw, "logits", raw).float().cpu()
 
-    def meter(self) -> ClassifyMeter:
-        """A fresh meter over the images of this task."""
-        return ClassifyMeter(self.labels)
+    def scores(self, reference: Tensor, output: Tensor, start: int) -> list[dict[str, float]]:
+        """From logits (B, C) of both models."""
+        p, q = (logits.double().log_softmax(-1) for logits in (reference, output))
+        # Both from the raw logits, where rounding cannot make two classes equal.
+        before, after = reference.argmax(-1), output.argmax(-1)
+        scores = {"agreement": before == after, "kl": (p.exp() * (p - q)).sum(-1)}
+        if self.labels is None:
+            now, was = (p.gather(-1, top[:, None])[:, 0] for top in (after, before))
+            scores["loss"] = 1 - (now - was).exp()
+        else:
+            labels = torch.tensor(self.labels[start : start + len(output)])
+            right = (after == labels).double()
+            scores |= {"accuracy": right, "loss": (before == labels).double() - right}
+        columns = [values.double().tolist() for values in scores.values()]
+        return [dict(zip(scores, row, strict=True)) for row in zip(*columns, strict=True)]
+
+    def select(self, indices: Sequence[int]) -> Classify:
+        """The labels of those images."""
+        labels = self.labels
+        return self if labels is None else replace(self, labels=tuple(labels[i] for i in indices))
 
     def words(self, output: Tensor) -> list[str]:
         """The top-1 class."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from PIL import Image
 
-from turbovlm.lab import captioner
 from turbovlm.lab.scenes import Scene, scene, split
 from turbovlm.tasks.caption import Caption
-from turbovlm.tasks.prepare import processor_prepare
+from turbovlm.tasks.load_lab import load_lab
 
 SCENES = 64
 RS = (8, 14, 20)
@@ -46,12 +46,6 @@ def captioning(scenes: Scenes) -> Caption:
         ModelError: if the package came without its weights.
         MissingExtra: if transformers is not installed.
     """
-    model, processor = captioner.load()
-    return Caption(
-        model,
-        processor_prepare(processor.image_processor),
-        "the built-in captioner",
-        decode=lambda ids: processor.batch_decode(ids, skip_special_tokens=True),
-        options={"max_new_tokens": captioner.CAPTION_TOKENS, "num_beams": 1},
-        truth=[item.objects for item in scenes.scenes],
-    )
+    model = load_lab("captioner", None)
+    truth = [item.objects for item in scenes.scenes]
+    return dataclasses.replace(model, name="the built-in captioner", truth=truth)

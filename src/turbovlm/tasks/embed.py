@@ -9,30 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from turbovlm.tasks.base import Measure, Meter, Task
+from turbovlm.tasks.base import Measure, Task
 
 COSINE = Measure(
     "cosine", "cosine", "mean cosine to the unmerged model's embedding of the same image", False
 )
-LOWEST = Measure("lowest", "lowest", "the lowest cosine among the images", False)
-
-
-class EmbedMeter(Meter[Tensor]):
-    """Mean and lowest cosine over embeddings (B, C)."""
-
-    def __init__(self) -> None:
-        self.images, self.total, self.lowest = 0, 0.0, 1.0
-
-    def update(self, reference: Tensor, output: Tensor, start: int) -> None:
-        """Add embeddings (B, C) of the unmerged model and of this one."""
-        cosines = cosine_similarity(reference.double(), output.double(), dim=-1)
-        self.images += len(cosines)
-        self.total += float(cosines.sum())
-        self.lowest = min(self.lowest, float(cosines.min()))
-
-    def result(self) -> dict[str, float]:
-        """``cosine`` and ``lowest``."""
-        return {"cosine": self.total / self.images, "lowest": self.lowest}
+LOWEST = Measure("lowest", "lowest", "the lowest cosine among the images", False, reduce="min")
+TURNED = Measure("loss", "1 - cosine", "mean of one minus the cosine", False, "lower")
 
 
 @dataclass
@@ -41,7 +24,13 @@ class Embed(Task[Tensor]):
 
     kind = "embedding"
     agreement = COSINE
+    drift = TURNED
     tolerance = "a mean cosine of 0.98"
+
+    @property
+    def loss(self) -> Measure:
+        """One minus the cosine."""
+        return TURNED
 
     def measures(self) -> tuple[Measure, ...]:
         """Mean and lowest cosine."""
@@ -60,9 +49,10 @@ class Embed(Task[Tensor]):
                 return vector.float().cpu()
         return raw.last_hidden_state[:, 0].float().cpu()
 
-    def meter(self) -> EmbedMeter:
-        """A fresh meter."""
-        return EmbedMeter()
+    def scores(self, reference: Tensor, output: Tensor, start: int) -> list[dict[str, float]]:
+        """From embeddings (B, C) of both models."""
+        cosines = cosine_similarity(reference.double(), output.double(), dim=-1).tolist()
+        return [{"cosine": c, "lowest": c, "loss": 1 - c} for c in cosines]
 
     def words(self, output: Tensor) -> list[str]:
         """The first three numbers of each embedding: enough to see that they move."""

@@ -70,7 +70,19 @@ def load_torchvision(name: str, weights: Path | None = None) -> Task[Any]:
 
 
 def load_open_clip(name: str, weights: Path | None = None) -> Task[Any]:
-    """The image tower of an open_clip model: ``encode_image`` (B, C), before normalisation.
+    """The image tower of an `open_clip_model`: ``encode_image`` (B, C), before normalisation.
+
+    Raises:
+        ModelError, MissingExtra: as `open_clip_model`.
+    """
+    tower = open_clip_model(name, weights).visual
+    if getattr(tower, "output_tokens", False):
+        tower.output_tokens = False  # CoCa's text decoder reads them; the embedding stands first
+    return Embed(tower, open_clip_prepare(tower), f"open_clip:{name}")
+
+
+def open_clip_model(name: str, weights: Path | None = None) -> Any:
+    """A whole open_clip model in evaluation mode.
 
     The published weights are those of the first tag that was trained with the activation of this
     architecture: OpenAI's, for one, go by ``ViT-B-32-quickgelu`` and not by ``ViT-B-32``. A file is
@@ -98,10 +110,7 @@ def load_open_clip(name: str, weights: Path | None = None) -> Task[Any]:
         file = str(weights.absolute())  # a bare name could be a tag
         with _fitting(weights, title), silent():
             model = open_clip.create_model(name, pretrained=file, force_preprocess_cfg=recipe)
-    tower = model.visual
-    if getattr(tower, "output_tokens", False):
-        tower.output_tokens = False  # CoCa's text decoder reads them; the embedding stands first
-    return Embed(tower.eval(), open_clip_prepare(tower), title)
+    return model.eval()
 
 
 def vit_size(state: Mapping[str, Tensor]) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from turbovlm.errors import ModelError, UnknownArchitecture, require
@@ -13,13 +14,14 @@ from turbovlm.tasks.base import Task
 from turbovlm.tasks.caption import Caption
 from turbovlm.tasks.classify import Classify
 from turbovlm.tasks.embed import Embed
-from turbovlm.tasks.prepare import processor_prepare
+from turbovlm.tasks.prepare import Prepare, processor_prepare
 from turbovlm.tasks.skeleton import NAMES
 
 CAPTION_TOKENS = 20
 CAPTIONERS = {
     "blip": "BlipForConditionalGeneration",
     "blip-2": "Blip2ForConditionalGeneration",
+    "vision-encoder-decoder": "VisionEncoderDecoderModel",
 }
 EMBEDDERS = {  # whatever runs on pixel values alone
     "vit": "ViTModel",
@@ -81,28 +83,28 @@ def load_transformers(name: str, *, beams: int) -> Task[Any]:
     """
     transformers = require("transformers", "hf")
     require("torchvision", "hf")
-    config = _pretrained(transformers.AutoConfig, name)
+    config = pretrained(transformers.AutoConfig, name)
     kind = config.model_type
     built = (getattr(config, "architectures", None) or [""])[0]
     # "in": DeiT's ends with ForImageClassificationWithTeacher. SigLIP 2 takes packed patches.
     if "ForImageClassification" in built and kind != "siglip2":
-        model = _model(transformers.AutoModelForImageClassification, name)
-        return Classify(model, _processor(name), name)
+        model = pretrained_model(transformers.AutoModelForImageClassification, name)
+        return Classify(model, pretrained_processor(name), name)
     if built == CAPTIONERS.get(kind):
-        return _captioner(_model(getattr(transformers, built), name), name, beams)
+        return _captioner(pretrained_model(getattr(transformers, built), name), name, beams)
     if kind in PAIRS:
-        model = ImageSide(_model(getattr(transformers, PAIRS[kind]), name))
-        return Embed(model.eval(), _processor(name), name)
+        model = ImageSide(pretrained_model(getattr(transformers, PAIRS[kind]), name))
+        return Embed(model.eval(), pretrained_processor(name), name)
     if kind in EMBEDDERS:
         options: dict[str, Any] = {}
         if EMBEDDERS[kind].endswith("WithProjection"):
             # the tower alone would take the width of its own configuration
             config.vision_config.projection_dim = config.projection_dim
             options = {"config": config.vision_config}
-        model = _model(getattr(transformers, EMBEDDERS[kind]), name, **options)
+        model = pretrained_model(getattr(transformers, EMBEDDERS[kind]), name, **options)
         if not getattr(model, "use_head", True):  # AIMv2 and SigLIP say so
             model = Average(model).eval()
-        return Embed(model, _processor(name), name)
+        return Embed(model, pretrained_processor(name), name)
     raise UnknownArchitecture(
         f"{name} is a {built or kind} ({kind}), which bench cannot run: it knows image "
         f"classifiers, {', '.join(CAPTIONERS.values())}, and embedders of the kinds "
@@ -112,29 +114,48 @@ def load_transformers(name: str, *, beams: int) -> Task[Any]:
 
 def _captioner(model: Any, name: str, beams: int) -> Caption:
     transformers = require("transformers", "hf")
-    tokenizer = _pretrained(transformers.AutoTokenizer, name)
+    tokenizer = pretrained(transformers.AutoTokenizer, name)
     return Caption(
         model,
-        _processor(name),
+        pretrained_processor(name),
         name,
         decode=lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True),
         options={"num_beams": beams, "max_new_tokens": CAPTION_TOKENS},
     )
 
 
-def _processor(name: str) -> Any:
+def pretrained_processor(name: str) -> Prepare:
+    """The image processor of a model.
+
+    Raises:
+        ModelError: if there is none.
+    """
     transformers = require("transformers", "hf")
-    return processor_prepare(_pretrained(transformers.AutoImageProcessor, name))
+    return processor_prepare(pretrained(transformers.AutoImageProcessor, name))
 
 
-def _model(kind: Any, name: str, **options: Any) -> Any:
-    """A model in evaluation mode, every weight of which comes from the checkpoint."""
-    model, info = _pretrained(kind, name, output_loading_info=True, **options)
+def pretrained_model(kind: Any, name: str, **options: Any) -> Any:
+    """A model in evaluation mode and float32, every weight of which comes from the checkpoint.
+
+    Args:
+        kind: a class of transformers.
+        name: a local folder or a hub id.
+        options: of ``from_pretrained``.
+
+    Raises:
+        ModelError: if it cannot be loaded or lacks weights.
+    """
+    # the default of transformers is the format of the files, which a CPU may only emulate
+    options |= {"dtype": torch.float32, "output_loading_info": True}
+    model, info = pretrained(kind, name, **options)
     missing = sorted(info["missing_keys"])
     if missing and all(key.startswith("pooler.") for key in missing):
         # A backbone saved without its pooling layer: embed by cls, not by random weights.
-        model, info = _pretrained(kind, name, output_loading_info=True, add_pooling_layer=False)
+        model, info = pretrained(kind, name, **options, add_pooling_layer=False)
         missing = sorted(info["missing_keys"])
+    if hasattr(model, "decoder"):
+        # transformers gives an encoder beside a decoder a pooling layer that nothing reads
+        missing = [key for key in missing if not key.startswith("encoder.pooler.")]
     if missing:
         raise ModelError(
             f"{name} lacks {len(missing)} weights of {type(model).__name__} ({missing[0]}, ...): "
@@ -143,8 +164,12 @@ def _model(kind: Any, name: str, **options: Any) -> Any:
     return model.eval()
 
 
-def _pretrained(kind: Any, name: str, **options: Any) -> Any:
-    """``kind.from_pretrained(name)``, with one kind of error and never remote code."""
+def pretrained(kind: Any, name: str, **options: Any) -> Any:
+    """``kind.from_pretrained(name)``, with one kind of error and never remote code.
+
+    Raises:
+        ModelError: whatever the reason why it cannot be loaded.
+    """
     try:
         return kind.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:  # OSError, ValueError, and whatever a broken file leads to

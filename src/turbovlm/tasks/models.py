@@ -10,6 +10,7 @@ from turbovlm.errors import ConfigError
 from turbovlm.tasks.base import Task
 from turbovlm.tasks.classify import Classify
 from turbovlm.tasks.images import check_labels
+from turbovlm.tasks.load_lab import load_lab
 from turbovlm.tasks.load_libraries import load_open_clip, load_timm, load_torchvision
 from turbovlm.tasks.load_transformers import load_transformers
 
@@ -22,7 +23,7 @@ def load(name: str, weights: str | Path | None = None, *, beams: int = BEAMS) ->
 
     Args:
         name: ``timm:NAME``, ``torchvision:NAME``, ``open_clip:NAME``, a local folder, or a hub id
-            of a transformers model.
+            of a transformers model; ``lab:captioner`` is built in.
         weights: of one of those libraries, a local checkpoint to load instead of the published
             one.
         beams: of a captioner's beam search; 1 is greedy.
@@ -36,6 +37,8 @@ def load(name: str, weights: str | Path | None = None, *, beams: int = BEAMS) ->
     if beams < 1:
         raise ConfigError(f"--beams must be at least 1, got {beams}")
     library, _, short = name.partition(":")
+    if library == "lab":
+        return load_lab(short, None if weights is None else Path(weights), beams=beams)
     if library in LIBRARIES and not Path(name).is_dir():
         return LIBRARIES[library](short, None if weights is None else Path(weights))
     if weights is not None:
@@ -59,7 +62,12 @@ def with_labels(task: Task[Any], labels: tuple[int, ...] | None) -> Task[Any]:
         raise ConfigError(
             f"--labels is for classifiers, and {task.name} does {task.kind}: leave it out"
         )
-    model: Any = task.model
-    classes = getattr(model, "num_classes", None)
-    check_labels(labels, model.config.num_labels if classes is None else classes)
+    check_labels(labels, classes(task))
     return dataclasses.replace(task, labels=labels)
+
+
+def classes(task: Classify) -> int:
+    """How many classes a classifier tells apart."""
+    model: Any = task.model
+    number = getattr(model, "num_classes", None)
+    return model.config.num_labels if number is None else number

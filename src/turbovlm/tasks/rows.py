@@ -33,7 +33,7 @@ class Row:
             the system's allocator, which merging then saves too.
         peak_mib: peak memory of one call above what was held before, in MiB; None where the
             machine cannot tell.
-        quality: by the key of the measure, over all images.
+        quality: by the key of the measure, over all images; the loss is among them.
     """
 
     name: str
@@ -82,6 +82,7 @@ class Report:
         compiled: whether both sides ran under torch.compile.
         rounds: interleaved rounds that were timed.
         measures: the quality columns, in order.
+        loss: what settings are judged by, see `Task.loss`.
         rows: the unmerged model first.
         advice: one sentence.
         advised: name of the row that it recommends, if any.
@@ -97,6 +98,7 @@ class Report:
     compiled: bool
     rounds: int
     measures: tuple[Measure, ...]
+    loss: Measure
     rows: tuple[Row, ...]
     advice: str
     advised: str | None
@@ -106,6 +108,7 @@ class Report:
         """Plain JSON types."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         data["measures"] = [dataclasses.asdict(measure) for measure in self.measures]
+        data["loss"] = dataclasses.asdict(self.loss)
         data["rows"] = [row.to_dict() for row in self.rows]
         data["environment"] = dict(self.environment)
         return data

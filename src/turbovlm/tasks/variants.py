@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,19 +28,30 @@ class Setting:
     baseline: str
 
 
-def settings(rs: Sequence[int], methods: Sequence[Any], alpha: float | None = None) -> list[Merge]:
-    """Every method with every r, in that order, without repetitions.
+def settings(
+    rs: Sequence[int],
+    methods: Sequence[Any],
+    alphas: Sequence[float | None] = (None,),
+    inflections: Sequence[float] = (0.0,),
+) -> list[Merge]:
+    """Every combination, in the order of the arguments' last first, without repetitions.
 
     Args:
         rs: tokens removed per block.
         methods: names, see `Merge`.
-        alpha: of the methods that use it; None keeps the default.
+        alphas: of the method that uses it, turbo; None keeps the default.
+        inflections: shapes of the schedule, see `Merge`.
 
     Raises:
         ConfigError: for a value that `Merge` refuses.
     """
-    weight: dict[str, Any] = {} if alpha is None else {"alpha": alpha}
-    merges = (Merge(r=r, method=m, **(weight if m == "turbo" else {})) for m in methods for r in rs)
+    merges = (
+        Merge(r=r, method=method, alpha=alpha if method == "turbo" else None, inflection=shape)
+        for method in methods
+        for alpha in alphas
+        for shape in inflections
+        for r in rs
+    )
     return list(dict.fromkeys(merges))
 
 
@@ -69,8 +80,26 @@ def build(model: nn.Module, merges: Sequence[Merge], *, fused: bool = False) -> 
     for merge in merges:
         twin = _fuse(share(model)) if fused else share(model)
         turbovlm.apply(twin, merge)
-        built.append(Setting(f"{merge.method} r={merge.r}", twin, merge, fused, baseline))
+        built.append(Setting(title(merge), twin, merge, fused, baseline))
     return built
+
+
+def title(merge: Merge) -> str:
+    """What to call a setting in a table: its method, and all that differs from the defaults."""
+    fields = merge.to_dict()
+    r = fields.pop("r", None)
+    if isinstance(r, list):  # only the blocks that merge, counted from 1
+        r = "+".join(f"{amount}@{block}" for block, amount in enumerate(r, 1) if amount) or 0
+    words = [merge.method] if r is None else [merge.method, f"r={r}"]
+    return " ".join(words + [f"{k}={v}" for k, v in fields.items() if k not in ("kind", "method")])
+
+
+def work(merge: Merge | None) -> Merge | None:
+    """A setting of the same operations: the value of alpha changes who is merged, not how many.
+
+    An alpha of 0 is a setting of its own, as it saves the guide's row.
+    """
+    return replace(merge, alpha=None) if merge is not None and merge.alpha else merge
 
 
 def share(model: nn.Module) -> nn.Module:

@@ -1,0 +1,1 @@
+"""Quality on labelled data: predictions of every example, a metric, and runs that resume."""

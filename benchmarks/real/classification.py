@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,14 @@ from torch import Tensor, nn
 
 import turbovlm
 from turbovlm import hosts
+from turbovlm.measure.speed import Variant, compare
 from turbovlm.tasks.images import ImageFolder
+from turbovlm.tasks.metrics.intervals import interval
 from turbovlm.tasks.prepare import timm_prepare
 
 NAME = "vit_tiny_patch16_224"
 R = {224: (4, 8, 13, 16), 384: (20, 30, 40)}
 METHODS = ("turbo", "redundancy", "semantics", "random")
-SAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,6 @@ class Result:
             "agreement": self.same.mean().item(),
             "kl": self.kl.mean().item(),
         }
-
-
-def interval(values: Tensor) -> tuple[float, float, float]:
-    """Mean of per-image differences and its 95 % bootstrap interval."""
-    generator = torch.Generator().manual_seed(0)
-    picks = torch.randint(len(values), (SAMPLES, len(values)), generator=generator)
-    means = values[picks].mean(1)
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
-    return values.mean().item(), low, high
 
 
 def classifier(weights: Path, size: int) -> nn.Module:
@@ -115,12 +108,21 @@ def parse() -> argparse.Namespace:
     p.add_argument("--method", nargs="+", choices=METHODS, default=METHODS)
     p.add_argument("--alpha", type=float, nargs="+", help="also turbo with these numbers")
     p.add_argument(
+        "--schedule",
+        type=lambda text: tuple(map(int, text.split(","))),
+        nargs="+",
+        default=[],
+        metavar="R,R,...",
+        help="also turbo with these r, one for each block",
+    )
+    p.add_argument(
         "--guide",
         choices=["cls", "mean"],
         default="cls",
         help="mean: as for a model without cls, the mean query's attention is the semantic value",
     )
     p.add_argument("--batch", type=int, default=50)
+    p.add_argument("--rounds", type=int, default=0, help="of timing one batch; 0: none")
     p.add_argument("--json", type=Path, metavar="FILE")
     return p.parse_args()
 
@@ -130,7 +132,7 @@ def settings(args: argparse.Namespace, size: int) -> list[turbovlm.Merge]:
     for r in args.r or R[size]:
         found += [turbovlm.Merge.from_dict({"r": r, "method": m}) for m in args.method]
         found += [turbovlm.Merge(r=r, alpha=alpha) for alpha in args.alpha or ()]
-    return found
+    return found + [turbovlm.Merge(r=schedule) for schedule in args.schedule]
 
 
 def main() -> None:
@@ -145,32 +147,67 @@ def main() -> None:
         x = pixels(images, model, size)
         reference = logits(model, x, None, args.batch)
         base = Result.of(reference, reference, labels)
-        rows.append({"size": size, "setting": "unmerged", "r": 0, **base.summary()})
+        cost = turbovlm.flops(model, x[:1]).gflops
+        rows.append({"size": size, "setting": "unmerged", "r": 0, **base.summary(), "ideal": 1.0})
         turbo: dict[int, Result] = {}
-        for config in track(settings(args, size), f"{size} px", transient=True):
+        todo = settings(args, size)
+        for config in track(todo, f"{size} px", transient=True):
             result = Result.of(logits(model, x, config, args.batch), reference, labels)
             assert not torch.equal(result.kl, base.kl), "merging changed nothing"
             r = config.r
-            assert isinstance(r, int)
+            with turbovlm.applied(model, config):
+                ideal = cost / turbovlm.flops(model, x[:1]).gflops
             row = {"size": size, "setting": repr(config), "r": r, **result.summary()}
-            if config == turbovlm.Merge(r=r):
+            row["ideal"] = ideal
+            if isinstance(r, int) and config == turbovlm.Merge(r=r):
                 turbo[r] = result
-            elif r in turbo:  # what this setting costs beyond turbo, image by image
-                row["kl_over_turbo"] = interval(result.kl - turbo[r].kl)
+            elif isinstance(r, int) and r in turbo:
+                # what this setting costs beyond turbo, image by image
+                row["kl_over_turbo"] = interval((result.kl - turbo[r].kl).tolist())
             rows.append(row)
-            if args.json:
-                args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    Console(width=150).print(table(rows))
+        if args.rounds:
+            for row, speed in zip(rows[-len(todo) :], speeds(model, x, todo, args), strict=True):
+                row["speed"] = speed
+        if args.json:
+            args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    Console(width=170).print(table(rows))
+
+
+def speeds(
+    model: nn.Module, x: Tensor, todo: list[turbovlm.Merge], args: argparse.Namespace
+) -> list[str]:
+    """Measured speed-up of every setting over the unmerged model, in interleaved rounds."""
+
+    @torch.inference_mode()
+    def run() -> None:
+        model(x[: args.batch])
+
+    variants = {"unmerged": Variant(run)}
+    for n, config in enumerate(todo):
+        variants[str(n)] = Variant(run, partial(turbovlm.applied, model, config))
+    times = compare(variants, rounds=args.rounds, settle=1)
+    return [str(times[str(n)].speedup_over(times["unmerged"])) for n in range(len(todo))]
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
-    heads = ("px", "setting", "accuracy", "agreement", "KL", "KL over turbo [95 %]")
+    heads = (
+        "px",
+        "setting",
+        "ideal",
+        "measured [95 %]",
+        "accuracy",
+        "agreement",
+        "KL",
+        "KL over turbo [95 %]",
+    )
     shown = Table(*heads, box=None)
     for row in rows:
         over = row.get("kl_over_turbo")
         shown.add_row(
             str(row["size"]),
             row["setting"],
+            f"{row['ideal']:.2f}x",
+            row.get("speed", ""),
             "" if row["accuracy"] is None else f"{row['accuracy']:.1%}",
             f"{row['agreement']:.1%}",
             f"{row['kl']:.4f}",

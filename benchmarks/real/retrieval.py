@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from classification import classifier, interval
+from classification import classifier
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 import turbovlm
+from turbovlm.tasks.metrics.intervals import interval
 from turbovlm.tasks.prepare import timm_prepare
 
 METHODS = ("turbo", "redundancy", "semantics")
@@ -206,7 +207,7 @@ def main() -> None:
         else:  # R@1 that turbo keeps beyond this method, query by query
             for way in ("i2t", "t2i"):
                 ours = turbo[where, r, text_r][way][1]
-                row[f"turbo_over_{way}"] = interval(ours - hits[way][1])
+                row[f"turbo_over_{way}"] = interval((ours - hits[way][1]).tolist())
         rows.append(row)
         if args.json:
             args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

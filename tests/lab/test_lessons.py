@@ -89,6 +89,7 @@ def test_answers_scored_word_by_word_are_those_of_generate(pixels: Tensor) -> No
     lesson: Any = LESSONS["vqa"](model, processor.tokenizer)
     states = model.vision_model(pixels).last_hidden_state
     bank = bank_of(lesson)._replace(states=states.detach())
+    bank = bank._replace(objects=bank.objects[:6])
     right = []
     for place, objects in enumerate(bank.objects):
         asked = ask(objects, place)

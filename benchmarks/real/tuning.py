@@ -31,7 +31,7 @@ from turbovlm.tasks.base import batches
 from turbovlm.tasks.bench import Plan
 from turbovlm.tasks.images import ImageFolder
 from turbovlm.tasks.models import load, with_labels
-from turbovlm.tasks.tune import Tuned, tune
+from turbovlm.tasks.tuning.tune import Tuned, tune
 
 FLICKR = 300
 

@@ -11,8 +11,8 @@ from turbovlm.config import Merge
 from turbovlm.measure.speed import Ratio
 from turbovlm.report.tune import lines, table
 from turbovlm.tasks.classify import AGREEMENT, GIVEN_UP
-from turbovlm.tasks.judge import Loss, Trial
-from turbovlm.tasks.tune import Tuned
+from turbovlm.tasks.tuning.judge import Loss, Trial
+from turbovlm.tasks.tuning.tune import Tuned
 
 OUT = Path("turbo.json")
 

@@ -4,7 +4,7 @@ import pytest
 
 from turbovlm.config import Merge
 from turbovlm.maths.schedule import lengths
-from turbovlm.tasks.allocate import allocate, even, saved
+from turbovlm.tasks.tuning.allocate import allocate, even, saved
 
 
 def test_savings_by_hand() -> None:

@@ -10,8 +10,8 @@ from tests.tasks import build
 from turbovlm.config import Merge
 from turbovlm.errors import InputError
 from turbovlm.tasks.images import ImageFolder
-from turbovlm.tasks.judge import Loss, Part, split
 from turbovlm.tasks.models import load, with_labels
+from turbovlm.tasks.tuning.judge import Loss, Part, split
 
 
 def test_the_rule_by_hand() -> None:

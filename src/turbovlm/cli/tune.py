@@ -55,11 +55,11 @@ def tune(
     """
     from turbovlm.cli.output import check_writable, print_json, print_parts, progress_bar
     from turbovlm.report.tune import lines, table
-    from turbovlm.tasks import tune as tuning
     from turbovlm.tasks.bench import Plan
     from turbovlm.tasks.device import pick_device, pick_dtype
     from turbovlm.tasks.images import ImageFolder
     from turbovlm.tasks.models import load, with_labels
+    from turbovlm.tasks.tuning import tune as tuning
 
     promise = share(max_loss, "--max-loss")
     place = pick_device(device)

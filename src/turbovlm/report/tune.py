@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from turbovlm.tasks.judge import Trial
-from turbovlm.tasks.tune import Tuned
+from turbovlm.tasks.tuning.judge import Trial
+from turbovlm.tasks.tuning.tune import Tuned
 
 STAGES = {
     "shape": "schedules",

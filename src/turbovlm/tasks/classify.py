@@ -47,7 +47,7 @@ class Classify(Task[Tensor]):
         Without labels a changed class costs 1 - p(merged top-1) / p(unmerged top-1) with the
         unmerged model's softmax p: little where it could hardly decide between the two. The
         difference of the two p would be the expected loss of a calibrated model; on photographs
-        that the model is too modest about it was up to six times too small (docs/tune.md).
+        that the model is too modest about it is several times too small (docs/tune.md).
         """
         return GIVEN_UP if self.labels is None else LOST
 

@@ -14,18 +14,19 @@ from turbovlm.errors import ModelError
 from turbovlm.maths.information import PAPER_ALPHA, PAPER_TOKENS
 from turbovlm.measure import Timing, compare
 from turbovlm.measure.speed import Ratio
-from turbovlm.tasks.allocate import COMPOUND, allocate, even
 from turbovlm.tasks.base import Task, calling, summarize
 from turbovlm.tasks.bench import Plan, Progress
 from turbovlm.tasks.images import Images
-from turbovlm.tasks.judge import Part, Trial, loss_of
 from turbovlm.tasks.rows import UNMERGED
+from turbovlm.tasks.tuning.allocate import COMPOUND, allocate, even
+from turbovlm.tasks.tuning.judge import Part, Trial, loss_of
 from turbovlm.tasks.variants import build, title
 
 PROBES = 12  # blocks that are probed at most, evenly spread
 PROBED = 1 / 6  # share of the tokens that a probe removes
 SHAPES = ("the same r", "every block", "every second", "few in the middle")
 COMPARED = 0.25  # share of the operations that the shapes save while they are compared
+FINALISTS = 2  # shapes that are followed to the end
 STEP, RUNGS = 0.02, 30  # what each rung of the ladder saves more, and its length
 ROUNDS = 6  # of timing, for the shapes
 
@@ -34,7 +35,7 @@ Timer = Callable[[Mapping[str, Callable[[], object]]], Mapping[str, Timing]]
 
 
 class Search:
-    """The stages of `turbovlm.tasks.tune.tune`, with what they share."""
+    """The stages of `turbovlm.tasks.tuning.tune.tune`, with what they share."""
 
     def __init__(
         self,
@@ -57,16 +58,14 @@ class Search:
         self.depth = len(trace.tokens)
         self.trials: list[Trial] = []
 
-    def ladder(self) -> list[Merge]:
-        """Settings that save more and more, of the best shape with the best weight."""
+    def ladders(self) -> list[list[Merge]]:
+        """Settings that save more and more, of the best two shapes with the best weight."""
         costs = self.probe()
-        shape, merge = self.shape(costs)
+        shapes, merge = self.shapes(costs)
         fields = self.weigh(merge)
-        rungs = [
-            Merge(**fields, r=self.schedule(shape, costs, step * STEP))
-            for step in range(1, RUNGS + 1)
-        ]
-        return list(dict.fromkeys(rungs))
+        shares = [step * STEP for step in range(1, RUNGS + 1)]
+        ladders = [[Merge(**fields, r=self.schedule(s, costs, x)) for x in shares] for s in shapes]
+        return [list(dict.fromkeys(ladder)) for ladder in ladders]
 
     def probe(self) -> dict[int, float]:
         """Drift of removing tokens in one block alone, over the cube of their share."""
@@ -97,8 +96,8 @@ class Search:
         some = {block: costs[block] for block in blocks}
         return allocate(some, share, self.depth, self.tokens, self.prefix)
 
-    def shape(self, costs: Mapping[int, float]) -> tuple[str, Merge]:
-        """The shape with the least drift for the time that it saves."""
+    def shapes(self, costs: Mapping[int, float]) -> tuple[list[str], Merge]:
+        """The two shapes with the least drift for the time that they save, and a merge of one."""
         found = {}
         for step, shape in enumerate(SHAPES):
             self.tell("comparing schedules", step, len(SHAPES))
@@ -112,8 +111,8 @@ class Search:
             else float("inf")
             for (shape, trial), gain in zip(found.items(), gains, strict=True)
         }
-        best = min(marks, key=lambda shape: marks[shape])
-        return best, found[best].merge
+        best = sorted(marks, key=lambda shape: marks[shape])[:FINALISTS]
+        return best, found[best[0]].merge
 
     def weigh(self, merge: Merge) -> dict[str, Any]:
         """The semantic weight with the least drift: the default, half of it, or none."""

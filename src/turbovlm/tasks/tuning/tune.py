@@ -14,8 +14,8 @@ from turbovlm.tasks.advice import GAIN
 from turbovlm.tasks.base import Measure, Task
 from turbovlm.tasks.bench import Plan, Progress
 from turbovlm.tasks.images import Images
-from turbovlm.tasks.judge import Part, Trial, split
-from turbovlm.tasks.search import Search, Timer
+from turbovlm.tasks.tuning.judge import Part, Trial, split
+from turbovlm.tasks.tuning.search import Search, Timer
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,11 @@ def tune(
     """Find the fastest setting whose loss on images not searched with is within ``max_loss``.
 
     The search ranks by drift and by a seeded third of the images. It probes the blocks one by
-    one, allocates removals to them (`turbovlm.tasks.allocate`) in a few shapes, of which the
+    one, allocates removals to them (`turbovlm.tasks.tuning.allocate`) in a few shapes, of which the
     paper's constant r is one, times these, and compares the semantic weights. Then it climbs
-    a ladder of ever more savings. The highest rung that keeps the promise there is validated on
-    the other images: it is accepted if the 95 % bound of its mean loss is within the promise,
-    else the next lower rung is tried. An accepted rung is timed.
+    a ladder of ever more savings with the best two shapes. The highest rung that keeps the promise
+    there is validated on the other images: it is accepted if the 95 % bound of its mean loss is
+    within the promise, else the next lower rung is tried. The accepted ones are timed.
 
     Args:
         task: a loaded model; it is moved to the device and number format of ``plan``.
@@ -111,11 +111,16 @@ def tune(
     searched, held = split(len(images), seed)
     task.model.to(device=plan.device, dtype=plan.dtype)
     search = Search(task, images, searched, plan, timer, progress)
-    ladder = search.ladder()
-    rung = search.climb(ladder, max_loss)
-    validation = Part(task, images, held, plan.batch, keep=False)
-    accepted = search.validate(validation, ladder, rung, max_loss)
-    speedup = search.speed([accepted.merge], plan.rounds)[0] if accepted else None
+    ladders = search.ladders()
+    rungs = [search.climb(ladder, max_loss) for ladder in ladders]
+    held_out = Part(task, images, held, plan.batch, keep=False)
+    tried = [
+        search.validate(held_out, *pair, max_loss) for pair in zip(ladders, rungs, strict=True)
+    ]
+    kept = [trial for trial in tried if trial is not None]
+    speeds = search.speed([trial.merge for trial in kept], plan.rounds) if kept else []
+    fastest = max(range(len(kept)), key=lambda index: speeds[index].value, default=None)
+    accepted, speedup = (None, None) if fastest is None else (kept[fastest], speeds[fastest])
     worth = speedup is not None and speedup.value >= GAIN and speedup.low > 1
     return Tuned(
         model=task.name,

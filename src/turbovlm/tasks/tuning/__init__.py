@@ -1,0 +1,1 @@
+"""The setting chosen for you: the search of ``turbovlm tune``."""

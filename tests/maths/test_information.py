@@ -56,6 +56,8 @@ def test_s4_with_beta_one_is_s1() -> None:
 
 def test_the_default_alpha_follows_the_length_and_is_the_papers_at_577() -> None:
     assert alpha_for(Merge(r=1), 577) == 6
+    assert alpha_for(Merge(r=1), 577, "mean") == pytest.approx(0.6)
+    assert alpha_for(Merge(r=1, alpha=6), 577, "mean") == 6
     assert degree(tokens=577) == pytest.approx(degree(alpha=6))
     expected = [0.9 - 180 * 197 / 577 * 0.01, 0.5 - 180 * 197 / 577 * 0.002]
     assert degree(tokens=197) == pytest.approx(expected)

@@ -59,7 +59,8 @@ class Rotary:
 def degree(setting: Setting, r_i: float, a_i: float, block: int, n: int) -> float:
     """E of one token; the released code's factor 30 on A."""
     a_i = 30.0 * a_i
-    alpha = 6.0 * n / 577 if setting.alpha is None else setting.alpha
+    most = 6.0 if setting.guide == "cls" else 0.6
+    alpha = most * n / 577 if setting.alpha is None else setting.alpha
     if setting.method == "redundancy":
         return r_i
     if setting.method == "semantics":

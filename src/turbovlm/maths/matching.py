@@ -89,6 +89,7 @@ def match(
     config: Merge,
     block: int,
     real: Tensor | None = None,
+    guide: str | None = "cls",
 ) -> Plan:
     """Choose the ``r`` sources with the highest information degree and their destinations.
 
@@ -100,6 +101,7 @@ def match(
         config: the score.
         block: index of the block, from 0.
         real: ``(B, N)`` bool, False for padding, which leaves first and takes nobody in.
+        guide: what supplies A, for the default alpha.
     """
     tokens, start = metric.shape[1], first_source(prefix)
     redundancy, partner = best_destination(metric, prefix, real)
@@ -109,7 +111,7 @@ def match(
         partner = (spread * count).long().clamp_max(count - 1).expand_as(partner)
     if value is not None:
         value = value[:, start::2]
-    degree = information_degree(redundancy, value, config, block=block, tokens=tokens)
+    degree = information_degree(redundancy, value, config, block=block, tokens=tokens, guide=guide)
     if real is None:
         chosen = degree.topk(r, dim=1).indices
     else:

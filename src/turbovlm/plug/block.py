@@ -85,8 +85,9 @@ class TurboBlock(nn.Module):
                 y = self.turbo_first(call, tap, x, given)
                 assert tap.metric is not None
                 plan = match(
-                    tap.metric, tap.value, r, patch.prefix, patch.config, layer, tokens.real
-                )
+                    tap.metric, tap.value, r, patch.prefix, patch.config, layer, tokens.real,
+                    patch.guide,
+                )  # fmt: skip
                 y, tokens = _merged(patch, tokens, y, plan)
                 y = self.turbo_second(call, y, given)
         call.tokens = tokens

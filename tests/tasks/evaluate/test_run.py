@@ -17,6 +17,7 @@ from tests.tasks import build
 from turbovlm.config import Merge
 from turbovlm.errors import AlreadyApplied, ConfigError, InputError
 from turbovlm.tasks.evaluate.agreement import Agreement
+from turbovlm.tasks.evaluate.result import difference
 from turbovlm.tasks.evaluate.run import Plan, run
 from turbovlm.tasks.evaluate.team import Team
 from turbovlm.tasks.images import find_images
@@ -169,6 +170,29 @@ def test_workers_load_the_same_images(place: Path, tmp_path: Path) -> None:
     assert one is not None
     assert two is not None
     assert one["metrics"] == two["metrics"]
+
+
+def test_a_process_takes_its_share_alone(place: Path, tmp_path: Path) -> None:
+    todo = evaluation(place)
+    second = Plan(tmp_path, Team(1, 2, CPU), 2, torch.float32, 0, {})
+    assert run(todo, Merge(r=8), second) is None  # it does not report
+    shared = [line["id"] for line in lines(tmp_path / "predictions.1.part")]
+    assert shared == todo.examples[1::2]
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.1.part"]
+
+
+def test_a_difference_is_that_of_the_same_examples(tmp_path: Path) -> None:
+    ours = {"a": {"right": 1.0}, "b": {"right": 1.0}, "c": {"right": 0.0}, "d": {"right": 1.0}}
+    theirs = {"b": {"right": 0.0}, "c": {"right": 0.0}, "a": {"right": 1.0}, "e": {"right": 0.0}}
+    for name, scores in (("ours", ours), ("theirs", theirs)):
+        rows = [json.dumps({"id": key, **row}) for key, row in scores.items()]
+        (tmp_path / name).write_text("\n".join(rows) + "\n")
+    mean, low, high = difference(tmp_path / "ours", tmp_path / "theirs")["right"]
+    assert mean == pytest.approx(1 / 3)  # of a, b, c, that of b alone is not 0
+    assert (low, high) == (0.0, 1.0)
+    (tmp_path / "theirs").write_text(json.dumps({"id": "z", "right": 1.0}) + "\n")
+    with pytest.raises(InputError, match="scores none of these examples"):
+        difference(tmp_path / "ours", tmp_path / "theirs")
 
 
 def test_two_processes_share_the_work(place: Path, tmp_path: Path) -> None:

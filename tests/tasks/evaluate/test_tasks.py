@@ -189,15 +189,17 @@ def test_nlvr2(place: Path, tmp_path: Path) -> None:
     done = evaluate(place, tmp_path / "out", "nlvr2", "pairs.jsonl", folder, MERGE)
     judge = load_judge(str(folder))
     turbovlm.apply(judge.model, MERGE)
-    right, by_sentence = [], dict[str, list[bool]]()
+    said, right, by_sentence = [], [], dict[str, list[bool]]()
     for line in (place / "pairs.jsonl").read_text().splitlines():
         row = json.loads(line)
         stem = row["identifier"].rpartition("-")[0]
         pair = [Image.open(place / "pairs" / f"{stem}-img{n}.png").convert("RGB") for n in (0, 1)]
         logits = judge.judge(judge.prepare(pair[:1]), judge.prepare(pair[1:]), [row["sentence"]])
-        right.append((logits.argmax().item() == 1) == (row["label"] == "True"))
+        said.append(logits.argmax().item() == 1)
+        right.append(said[-1] == (row["label"] == "True"))
         split, group, _, sentence = row["identifier"].split("-")
         by_sentence.setdefault(f"{split} {group} {sentence}", []).append(right[-1])
+    assert [p["answer"] for p in lines(tmp_path / "out" / "predictions.jsonl")] == said
     assert len(by_sentence) == 6
     assert done["metrics"]["accuracy"] == sum(right) / 12
     whole = [all(values) for values in by_sentence.values()]

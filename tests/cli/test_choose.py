@@ -8,21 +8,11 @@ from pathlib import Path
 import pytest
 
 import turbovlm
+from tests.cli.test_commands import turbovlm_runs
 from tests.tasks import build
-from turbovlm.cli import main
 from turbovlm.tasks.models import load
 
 TIMM = f"timm:{build.TINY}"
-
-
-def turbovlm_runs(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of one command line."""
-    with pytest.raises(SystemExit) as leaving:
-        main([str(word) for word in argv])
-    out, err = capsys.readouterr()
-    code = leaving.value.code
-    assert isinstance(code, int)
-    return code, out, err
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from turbovlm.errors import ConfigError
 
@@ -11,6 +15,18 @@ MODEL_HELP = (
     "timm:NAME, torchvision:NAME, open_clip:NAME, a local folder with a config.json, or a hub id "
     "of transformers."
 )
+
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        help="Local checkpoint for timm:, torchvision: or open_clip:NAME.", metavar="FILE"
+    ),
+]
+Beams = Annotated[int, typer.Option(help="Beams of a captioner.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, ... (default: the accelerator if there is one).")
+]
+Dtype = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
 
 
 def join_values(argv: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from turbovlm.cli.arguments import names, whole_numbers
+from turbovlm.cli.arguments import Beams, Device, Dtype, Weights, names, whole_numbers
 
 
 def bench(
@@ -36,21 +36,14 @@ def bench(
     alpha: Annotated[
         float | None, typer.Option(help="Weight of the semantic value in turbo.")
     ] = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            help="Local checkpoint for timm:, torchvision: or open_clip:NAME.", metavar="FILE"
-        ),
-    ] = None,
-    beams: Annotated[int, typer.Option(help="Beams of a captioner.")] = 3,
+    weights: Weights = None,
+    beams: Beams = 3,
     fused: Annotated[
         bool, typer.Option("--fused", help="Fuse BLIP's attention too, as a row of its own.")
     ] = False,
     batch: Annotated[int, typer.Option(help="Images per call.")] = 32,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, ... (default: the accelerator if there is one).")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    device: Device = None,
+    dtype: Dtype = "fp32",
     compiled: Annotated[
         bool, typer.Option("--compile", help="torch.compile both sides of every ratio.")
     ] = False,

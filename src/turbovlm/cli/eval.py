@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from turbovlm.cli.arguments import MODEL_HELP
+from turbovlm.cli.arguments import MODEL_HELP, Beams, Device, Dtype, Weights
 from turbovlm.config import Merge
 from turbovlm.errors import ConfigError
 
@@ -41,12 +41,7 @@ def evaluate(
         typer.Option(help="Annotations of VQA questions, where they are apart.", metavar="FILE"),
     ] = None,
     split: Annotated[str, typer.Option(help="Split of a Karpathy file.")] = "test",
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            help="Local checkpoint for timm:, torchvision: or open_clip:NAME.", metavar="FILE"
-        ),
-    ] = None,
+    weights: Weights = None,
     r: Annotated[
         int | None,
         # torchrun takes --r for one of its own options, wherever it stands
@@ -59,14 +54,12 @@ def evaluate(
     config: Annotated[
         Path | None, typer.Option(help="A saved setting, instead of --r.", metavar="FILE")
     ] = None,
-    beams: Annotated[int, typer.Option(help="Beams of a captioner.")] = 3,
+    beams: Beams = 3,
     top: Annotated[int, typer.Option(help="Candidates that a matching head ranks anew.")] = 128,
     limit: Annotated[int | None, typer.Option(help="Only the first so many examples.")] = None,
     batch: Annotated[int, typer.Option(help="Examples per call.")] = 32,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, ... (default: the accelerator if there is one).")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    device: Device = None,
+    dtype: Dtype = "fp32",
     workers: Annotated[int, typer.Option(help="Processes that load images.")] = 0,
     against: Annotated[
         Path | None,

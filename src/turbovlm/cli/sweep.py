@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from turbovlm.cli.arguments import MODEL_HELP, names, numbers, whole_numbers
+from turbovlm.cli.arguments import (
+    MODEL_HELP,
+    Beams,
+    Device,
+    Dtype,
+    Weights,
+    names,
+    numbers,
+    whole_numbers,
+)
 
 
 def sweep(
@@ -35,21 +44,14 @@ def sweep(
             help="Shapes of the schedule: -1 merges early, 0 evenly, 1 late.", metavar="NUMBER..."
         ),
     ] = "0",
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            help="Local checkpoint for timm:, torchvision: or open_clip:NAME.", metavar="FILE"
-        ),
-    ] = None,
-    beams: Annotated[int, typer.Option(help="Beams of a captioner.")] = 3,
+    weights: Weights = None,
+    beams: Beams = 3,
     fused: Annotated[
         bool, typer.Option("--fused", help="Fuse BLIP's attention too, as a row of its own.")
     ] = False,
     batch: Annotated[int, typer.Option(help="Images per call.")] = 32,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, ... (default: the accelerator if there is one).")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    device: Device = None,
+    dtype: Dtype = "fp32",
     rounds: Annotated[int, typer.Option(help="Interleaved timing rounds.")] = 10,
     json: Annotated[
         Path | None, typer.Option(help="Write the results as JSON.", metavar="FILE")

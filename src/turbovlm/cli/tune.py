@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from turbovlm.cli.arguments import MODEL_HELP, share
+from turbovlm.cli.arguments import MODEL_HELP, Beams, Device, Dtype, Weights, share
 
 OUT = Path("turbo.json")
 
@@ -30,18 +30,11 @@ def tune(
     ] = None,
     out: Annotated[Path, typer.Option(help="Where the setting is saved.", metavar="FILE")] = OUT,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            help="Local checkpoint for timm:, torchvision: or open_clip:NAME.", metavar="FILE"
-        ),
-    ] = None,
-    beams: Annotated[int, typer.Option(help="Beams of a captioner.")] = 3,
+    weights: Weights = None,
+    beams: Beams = 3,
     batch: Annotated[int, typer.Option(help="Images per call, also of those timed.")] = 8,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, ... (default: the accelerator if there is one).")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    device: Device = None,
+    dtype: Dtype = "fp32",
     rounds: Annotated[int, typer.Option(help="Interleaved timing rounds of the result.")] = 20,
     seed: Annotated[int, typer.Option(help="Of the split into search and validation.")] = 0,
 ) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -108,7 +109,7 @@ def wanted(bank: Bank, places: np.ndarray, kinds: Sequence[Kind]) -> Tensor:
     return fits.gather(1, bank.shown[places])
 
 
-class Lesson:
+class Lesson(ABC):
     """A head in training.
 
     Attributes:
@@ -139,13 +140,13 @@ class Lesson:
             if not name.startswith("vision_model.") or name in self.trained
         }
 
+    @abstractmethod
     def loss(self, bank: Bank, rng: RandomState) -> Tensor:
         """The loss of one step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scores(self, bank: Bank) -> dict[str, float]:
         """Shares (0 to 1) of what is right."""
-        raise NotImplementedError
 
     def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids and mask (B, L)."""

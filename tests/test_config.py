@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from turbovlm import Merge
+from turbovlm import Merge, MergeRestore
 from turbovlm.errors import ConfigError, TurboError
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -46,20 +46,55 @@ def test_bad_values_are_named(fields: dict[str, Any], words: str) -> None:
     assert isinstance(caught.value, ValueError)
 
 
+BAD_RESTORE: list[tuple[dict[str, Any], str]] = [
+    ({"ratio": -0.1}, r"ratio must be in \[0, 0.75\], got -0.1"),
+    ({"ratio": 1.2}, r"ratio must be in \[0, 0.75\], got 1.2: .* a larger cell"),
+    ({"ratio": 0.6, "destinations": "bipartite"}, r"ratio must be in \[0, 0.5\].*grid"),
+    ({"ratio": (0.3, 0.9)}, r"ratio must be in \[0, 0.75\], got 0.9"),
+    ({"ratio": ()}, "ratio needs at least one value"),
+    ({"ratio": "0.3"}, "ratio must be a number"),
+    ({"ratio": math.nan}, "ratio must be finite"),
+    ({"ratio": 0.3, "feed_forward": 0.8}, r"feed_forward must be in \[0, 0.75\]"),
+    ({"ratio": 0.3, "cell": (1, 1)}, "cell must hold at least two tokens"),
+    ({"ratio": 0.3, "cell": 2}, "cell must be"),
+    ({"ratio": 0.3, "cell": (2, -2)}, "cell must not be negative"),
+    ({"ratio": 0.3, "seed": -1}, "seed must not be negative"),
+    ({"ratio": 0.3, "alpha": -1}, "alpha must not be negative"),
+    ({"ratio": 0.3, "min_tokens": 2.5}, "min_tokens must be an integer"),
+    ({"ratio": 0.3, "method": "tomesd"}, "method must be one of turbo"),
+    ({"ratio": 0.3, "plan": "step"}, "plan must be one of block, module"),
+    ({"ratio": 0.3, "restore": "blur"}, "restore must be one of copy, weighted"),
+]
+
+
+@pytest.mark.parametrize(("fields", "words"), BAD_RESTORE, ids=lambda v: str(v))
+def test_bad_values_of_generation_are_named(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        MergeRestore(**fields)
+
+
 @pytest.mark.parametrize(
     "config",
     [
+        MergeRestore(ratio=0.3),
+        MergeRestore(ratio=(0.5, 0.3, 0.0), cell=(4, 2), seed=None, cross_attention=0.0),
+        MergeRestore(ratio=0.9, cell=(4, 4), metric="token", plan="module", restore="weighted"),
         Merge(r=16),
         Merge(r=(1, 2, 3), method="random", seed=3),
         Merge(ratio=0.25, fusion="S4", beta=0.9, gamma=6, alpha=2.5),
         Merge(r=8, inflection=-0.5, min_tokens=20, floor_rule="paper", metric="query"),
     ],
 )
-def test_round_trip(config: Merge, tmp_path: Path) -> None:
-    assert Merge.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+def test_round_trip(config: Merge | MergeRestore, tmp_path: Path) -> None:
+    kind = type(config)
+    assert kind.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     config.save(tmp_path / "merge.json")
-    assert Merge.load(tmp_path / "merge.json") == config
-    assert hash(config) == hash(Merge.load(tmp_path / "merge.json"))
+    assert kind.load(tmp_path / "merge.json") == config
+    assert hash(config) == hash(kind.load(tmp_path / "merge.json"))
+    assert repr(config).startswith(f"{kind.__name__}(r")
+    other = Merge if kind is MergeRestore else MergeRestore
+    with pytest.raises(ConfigError, match=f"is not {other.__name__}"):
+        other.load(tmp_path / "merge.json")
 
 
 def test_only_what_differs_is_written() -> None:

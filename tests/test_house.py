@@ -67,7 +67,9 @@ def test_maths_knows_no_host() -> None:
 
 def test_exports_are_pinned() -> None:
     assert turbovlm.__all__ == [
+        "Denoiser",
         "Merge",
+        "MergeRestore",
         "Row",
         "TurboError",
         "applied",

@@ -2,8 +2,9 @@
 
     import turbovlm
 
-    turbovlm.apply(model, turbovlm.Merge(r=16))   # in place
-    turbovlm.remove(model)                        # exactly as before
+    turbovlm.apply(model, turbovlm.Merge(r=16))              # in place
+    turbovlm.apply(pipe, turbovlm.MergeRestore(ratio=0.3))   # a pipeline of diffusers
+    turbovlm.remove(model)                                   # exactly as before
 
 Names are loaded on first use, so that ``import turbovlm`` stays light.
 """
@@ -14,34 +15,38 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from turbovlm.api import applied, apply
-    from turbovlm.config import Merge
+    from turbovlm.api import applied, apply, recording, remove
+    from turbovlm.config import Merge, MergeRestore
     from turbovlm.errors import TurboError
     from turbovlm.hosts import register
     from turbovlm.hosts.blip_attention import fuse_attention, unfuse_attention
     from turbovlm.measure import flops, throughput
-    from turbovlm.plug.apply import recording, remove
+    from turbovlm.plug.generation.row import Denoiser
     from turbovlm.plug.row import Row
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "Denoiser": "plug.generation.row",
     "Merge": "config",
+    "MergeRestore": "config",
     "Row": "plug.row",
     "TurboError": "errors",
     "applied": "api",
     "apply": "api",
     "flops": "measure",
     "fuse_attention": "hosts.blip_attention",
-    "recording": "plug.apply",
+    "recording": "api",
     "register": "hosts",
-    "remove": "plug.apply",
+    "remove": "api",
     "throughput": "measure",
     "unfuse_attention": "hosts.blip_attention",
 }
 
 __all__ = [
+    "Denoiser",
     "Merge",
+    "MergeRestore",
     "Row",
     "TurboError",
     "applied",

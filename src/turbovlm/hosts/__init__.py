@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from turbovlm.hosts import open_clip, refusals, text, timm, torchvision, transformers
+from turbovlm.hosts import diffusers, open_clip, refusals, text, timm, torchvision, transformers
+from turbovlm.plug.generation.row import Denoiser
 from turbovlm.plug.row import Row
 
 REFUSALS = refusals.REFUSALS
 _registered: list[Row] = []
+_denoisers: list[Denoiser] = []
 
 
 def rows() -> tuple[Row, ...]:
-    """All rows: your own first, so that they can override."""
+    """All rows of encoders: your own first, so that they can override."""
     built_in = (transformers, timm, torchvision, open_clip, text)
     return (*_registered, *(row for table in built_in for row in table.ROWS))
 
 
-def register(row: Row) -> None:
-    """Add an architecture: one row. `turbovlm.apply` then proves it with the self-check."""
-    _registered.insert(0, row)
+def denoisers() -> tuple[Denoiser, ...]:
+    """All rows of denoisers: your own first."""
+    return (*_denoisers, *diffusers.DENOISERS)
+
+
+def register(row: Row | Denoiser) -> None:
+    """Add an architecture: one row. `turbovlm.apply` proves an encoder's with the self-check."""
+    if isinstance(row, Denoiser):
+        _denoisers.insert(0, row)
+    else:
+        _registered.insert(0, row)

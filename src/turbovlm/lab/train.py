@@ -182,7 +182,7 @@ def _steps(
         ):
             parameter.grad = part.view_as(parameter)
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        rate = plan.rate * min(step / plan.warmup, 0.01 + 0.99 * _half_cosine(done))
+        rate = plan.rate * min(step / plan.warmup, 0.01 + 0.99 * half_cosine(done))
         for group in optimiser.param_groups:
             group["lr"] = rate
         optimiser.step()
@@ -204,7 +204,8 @@ def save(model: Any, processor: Any, folder: Path, record: dict[str, Any]) -> No
     (folder / "model.safetensors").chmod(0o644)
 
 
-def _half_cosine(done: float) -> float:
+def half_cosine(done: float) -> float:
+    """From 1 to 0 while ``done`` goes from 0 to 1."""
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 

@@ -121,7 +121,7 @@ def match(
         chosen = degree.sort(dim=1, descending=True, stable=True).indices[:, :r]
     source = start + 2 * chosen
     destination = first_destination(prefix) + 2 * partner.gather(1, chosen)
-    return _plan(source, destination, tokens)
+    return complete(source, destination, tokens)[0]
 
 
 def first_source(prefix: int) -> int:
@@ -134,8 +134,17 @@ def first_destination(prefix: int) -> int:
     return prefix + 1 - prefix % 2
 
 
-def _plan(source: Tensor, destination: Tensor, tokens: int) -> Plan:
-    """Complete a plan; static shapes, no sort and no ``nonzero``."""
+def complete(source: Tensor, destination: Tensor, tokens: int) -> tuple[Plan, Tensor]:
+    """A whole plan from who goes where; static shapes, no sort and no ``nonzero``.
+
+    Args:
+        source: ``(B, r)`` positions merged away.
+        destination: ``(B, r)`` positions they are merged into.
+        tokens: N.
+
+    Returns:
+        The plan, and ``(B, N)`` where each survivor stands among the survivors.
+    """
     batch, r = source.shape
     alive = torch.ones(batch, tokens, dtype=torch.int64, device=source.device)
     alive.scatter_(1, source, 0)
@@ -145,4 +154,4 @@ def _plan(source: Tensor, destination: Tensor, tokens: int) -> Plan:
     spot = torch.where(alive.bool(), rank, kept)
     positions = torch.arange(tokens, device=source.device).expand(batch, -1)
     keep = source.new_empty(batch, kept + 1).scatter_(1, spot, positions)[:, :kept]
-    return Plan(source, destination, keep, rank.gather(1, destination), tokens)
+    return Plan(source, destination, keep, rank.gather(1, destination), tokens), rank

@@ -1,54 +1,28 @@
-"""apply, remove, applied: put a setting into a model, in place, and take it out again."""
+"""Put a setting into the encoders of a model, in place, and take it out again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from torch import nn
 
 from turbovlm.config import Merge
-from turbovlm.errors import AlreadyApplied, ConfigError, NotApplied, UnknownArchitecture
+from turbovlm.errors import ConfigError
 from turbovlm.maths.schedule import check_depth
-from turbovlm.plug.block import TurboBlock
+from turbovlm.plug.block import Site, TurboBlock
 from turbovlm.plug.find import Tower, find_towers
 from turbovlm.plug.row import Refusal, Row
 from turbovlm.plug.selfcheck import attention_extras, check_block, noisy_copy
 from turbovlm.plug.state import Patch
-from turbovlm.plug.swap import install, uninstall
-from turbovlm.plug.trace import Trace
+from turbovlm.plug.swap import install, parameters_of, uninstall
 
 CONFIG_ATTRIBUTE = "turbovlm"
 
 
-@dataclass(frozen=True)
-class Run:
-    """Handle of a recorded application."""
-
-    patches: tuple[Patch, ...]
-
-    @property
-    def trace(self) -> Trace:
-        """What the last forward merged, in the model's first tower."""
-        return self.traces[0]
-
-    @property
-    def traces(self) -> tuple[Trace, ...]:
-        """The same for every tower.
-
-        Raises:
-            NotApplied: if the model has not run since recording began.
-        """
-        traces = tuple(p.trace for p in self.patches if p.trace is not None)
-        if len(traces) < len(self.patches):
-            raise NotApplied("nothing is recorded yet: run the model first")
-        return traces
-
-
 def apply_rows(
-    model: nn.Module, config: Merge | None, rows: Sequence[Row], refusals: Sequence[Refusal] = ()
+    model: nn.Module, config: Merge, rows: Sequence[Row], refusals: Sequence[Refusal] = ()
 ) -> None:
     """Patch every tower of ``model`` that a row describes; on any error the model is as it was.
 
@@ -56,16 +30,9 @@ def apply_rows(
     tokens, and what is left must divide).
 
     Raises:
-        AlreadyApplied, ConfigError, UnknownArchitecture, NothingToPatch, UnsuitableBlock,
-        UnseenAttention: see `turbovlm.errors`.
+        ConfigError, UnknownArchitecture, NothingToPatch, UnsuitableBlock, UnseenAttention: see
+        `turbovlm.errors`.
     """
-    if not isinstance(model, nn.Module):
-        raise UnknownArchitecture(f"expected a torch model, got {type(model).__name__}")
-    if patches_of(model):
-        raise AlreadyApplied("this model is patched already: turbovlm.remove(model) first")
-    config = stored_config(model) if config is None else config
-    if not isinstance(config, Merge):
-        raise ConfigError(f"expected turbovlm.Merge(...), got {type(config).__name__}")
     towers = find_towers(model, rows, refusals)
     for tower in towers:
         check_depth(config, len(tower.blocks))
@@ -84,43 +51,13 @@ def apply_rows(
         setattr(model.config, CONFIG_ATTRIBUTE, config.to_dict())
 
 
-def remove(model: nn.Module) -> nn.Module:
-    """Take turbovlm out of ``model`` again; it computes bit for bit what it did before.
-
-    Returns:
-        The same model.
-
-    Raises:
-        NotApplied: if the model is not patched.
-    """
-    blocks = [m for m in model.modules() if isinstance(m, TurboBlock)]
-    if not blocks:
-        raise NotApplied("this model is not patched: there is nothing to remove")
-    for block in blocks:
+def remove_rows(model: nn.Module) -> None:
+    """Take the blocks' swap and the stored setting out of ``model`` again."""
+    for block in [m for m in model.modules() if isinstance(m, TurboBlock)]:
         uninstall(block)
     for module in model.modules():  # a tower may have been patched on its own
         if hasattr(getattr(module, "config", None), CONFIG_ATTRIBUTE):
             delattr(module.config, CONFIG_ATTRIBUTE)
-    return model
-
-
-@contextmanager
-def recording(model: nn.Module) -> Iterator[Run]:
-    """Record what a patched model merges, for as long as the context is open.
-
-    Raises:
-        NotApplied: if the model is not patched.
-    """
-    patches = patches_of(model)
-    if not patches:
-        raise NotApplied("this model is not patched: turbovlm.apply(model, ...) first")
-    for patch in patches:
-        patch.recording, patch.trace = True, None
-    try:
-        yield Run(patches)
-    finally:
-        for patch in patches:
-            patch.recording = False
 
 
 def patches_of(model: nn.Module) -> tuple[Patch, ...]:
@@ -184,7 +121,8 @@ def _patch(tower: Tower, config: Merge, restored: frozenset[int], done: list[nn.
     )
     kinds: set[type[nn.Module]] = set()
     for layer, block in enumerate(tower.blocks):
-        install(block, patch, layer)
+        host = type(block)
+        install(block, TurboBlock, Site(patch, layer, host, parameters_of(host)))
         done.append(block)
         if type(block) not in kinds:
             kinds.add(type(block))

@@ -1,43 +1,53 @@
-"""Class swap: a block becomes a subclass of itself, in place, and back."""
+"""Class swap: a module becomes a subclass of itself, in place, and back."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import types
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
 from turbovlm.errors import UnsuitableBlock
-from turbovlm.plug.block import Site, TurboBlock
-from turbovlm.plug.state import Patch
 
 
-def install(block: nn.Module, patch: Patch, layer: int) -> None:
-    """Turn ``block`` into a `TurboBlock` of its own class; parameters and names stay.
+class Stand(Protocol):
+    """Where a swapped module stands; its ``turbo_site``."""
+
+    @property
+    def host(self) -> type[nn.Module]:
+        """The class that the module had."""
+        ...
+
+
+def parameters_of(host: type[nn.Module]) -> tuple[str, ...]:
+    """Names of what the host's forward takes."""
+    _, *names = inspect.signature(host.forward).parameters
+    return tuple(names)
+
+
+def install(module: nn.Module, mixin: type[nn.Module], site: Stand) -> None:
+    """Put ``mixin`` in front of the module's own class; parameters and names stay.
 
     Raises:
-        UnsuitableBlock: if something replaced the block's forward, so that a swap has no effect.
+        UnsuitableBlock: if something replaced the module's forward, so that a swap has no effect.
     """
-    host = type(block)
-    _, *names = inspect.signature(host.forward).parameters
-    _become(block, _turbo_class(host))
+    _become(module, _turbo_class(mixin, site.host))
     # not a submodule and not a parameter: state_dict and named_modules stay the host's
-    block.__dict__["turbo_site"] = Site(patch, layer, host, tuple(names))
+    module.__dict__["turbo_site"] = site
 
 
-def uninstall(block: nn.Module) -> None:
+def uninstall(module: nn.Module) -> None:
     """Exact inverse of `install`."""
-    site: Site = block.__dict__["turbo_site"]
-    _become(block, site.host)
-    del block.__dict__["turbo_site"]
+    _become(module, module.__dict__["turbo_site"].host)
+    del module.__dict__["turbo_site"]
 
 
 @functools.cache
-def _turbo_class(host: type[nn.Module]) -> type[nn.Module]:
-    body = {"__module__": host.__module__, "__reduce_ex__": _reduce}
-    return type(host.__name__, (TurboBlock, host), body)
+def _turbo_class(mixin: type[nn.Module], host: type[nn.Module]) -> type[nn.Module]:
+    body = {"__module__": host.__module__, "__reduce_ex__": _reduce, "turbo_mixin": mixin}
+    return type(host.__name__, (mixin, host), body)
 
 
 def _become(block: nn.Module, cls: type[nn.Module]) -> None:
@@ -56,10 +66,10 @@ def _become(block: nn.Module, cls: type[nn.Module]) -> None:
 
 def _reduce(block: Any, protocol: Any) -> Any:
     """Pickle and deepcopy by the host's class, which can be imported; the swap is redone."""
-    return _rebuild, (block.turbo_site.host,), block.__dict__
+    return _rebuild, (block.turbo_mixin, block.turbo_site.host), block.__dict__
 
 
-def _rebuild(host: type[nn.Module]) -> nn.Module:
+def _rebuild(mixin: type[nn.Module], host: type[nn.Module]) -> nn.Module:
     block = host.__new__(host)
-    block.__class__ = _turbo_class(host)
+    block.__class__ = _turbo_class(mixin, host)
     return block

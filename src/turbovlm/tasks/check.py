@@ -13,11 +13,12 @@ from typing import Any
 from torch import nn
 
 from turbovlm import hosts
+from turbovlm.api import recording, remove
 from turbovlm.config import Merge
 from turbovlm.errors import TurboError
 from turbovlm.maths.schedule import check_depth
 from turbovlm.measure.flops import flops
-from turbovlm.plug.apply import apply_rows, recording, rehearse, remove, restored_after
+from turbovlm.plug.apply import apply_rows, rehearse, restored_after
 from turbovlm.plug.draft import draft
 from turbovlm.plug.find import Tower, survey
 from turbovlm.plug.row import Row

@@ -1,14 +1,11 @@
-"""What to merge: frozen configurations that check themselves and round-trip through JSON."""
+"""What to merge in an encoder."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import ClassVar, Literal
 
+from turbovlm.config.base import Setting, check_alpha, check_choices, check_count, check_finite
 from turbovlm.errors import ConfigError
 
 Method = Literal["turbo", "redundancy", "semantics", "random"]
@@ -16,8 +13,9 @@ Fusion = Literal["S1", "S2", "S3", "S4"]
 Metric = Literal["key", "query"]
 FloorRule = Literal["clamp", "paper"]
 
+METHODS = ("turbo", "redundancy", "semantics", "random")
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "method": ("turbo", "redundancy", "semantics", "random"),
+    "method": METHODS,
     "fusion": ("S1", "S2", "S3", "S4"),
     "metric": ("key", "query"),
     "floor_rule": ("clamp", "paper"),
@@ -25,7 +23,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, repr=False)
-class Merge:
+class Merge(Setting):
     """Merge tokens in every block of an encoder (understanding; paper section 3.3, Eq. 13).
 
     Give either ``r`` or ``ratio``; ``Merge(r=16)`` alone is the recommended setting.
@@ -59,6 +57,8 @@ class Merge:
         ConfigError: for any value out of range, before anything else happens.
     """
 
+    kind: ClassVar[str] = "merge"
+
     r: int | tuple[int, ...] | None = None
     ratio: float | None = None
     inflection: float = 0.0
@@ -73,107 +73,29 @@ class Merge:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.r, list):  # JSON has no tuples
-            object.__setattr__(self, "r", tuple(self.r))
-        for name, allowed in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+        check_choices(self, _CHOICES)
         self._check_amount()
+        check_alpha(self.alpha)
         for name in ("min_tokens", "gamma", "seed"):
-            _check_count(name, getattr(self, name))
-        for name in ("alpha", "beta", "inflection"):
-            if name != "alpha" or self.alpha is not None:
-                _check_finite(name, getattr(self, name))
-        if self.alpha is not None and self.alpha < 0:
-            raise ConfigError(f"alpha must not be negative, got {self.alpha}: use 0 to ignore A")
+            check_count(name, getattr(self, name))
+        for name in ("beta", "inflection"):
+            check_finite(name, getattr(self, name))
         if self.beta <= 0:
             raise ConfigError(f"beta must be positive, got {self.beta}: 1 makes S4 equal to S1")
         if abs(self.inflection) > 1:
             raise ConfigError(f"inflection must be in [-1, 1], got {self.inflection}")
 
-    def __repr__(self) -> str:
-        """Only what differs from the defaults, as one would write it."""
-        shown = (
-            f"{f.name}={getattr(self, f.name)!r}"
-            for f in dataclasses.fields(self)
-            if getattr(self, f.name) != f.default
-        )
-        return f"Merge({', '.join(shown)})"
-
     def _check_amount(self) -> None:
         if (self.r is None) == (self.ratio is None):
             raise ConfigError("give r or ratio, one of the two: Merge(r=16) or Merge(ratio=0.1)")
         if self.ratio is not None:
-            _check_finite("ratio", self.ratio)
+            check_finite("ratio", self.ratio)
             if not 0 <= self.ratio <= 0.5:
                 raise ConfigError(
                     f"ratio must be in [0, 0.5], got {self.ratio}: bipartite "
                     "matching removes at most half of the tokens in one block"
                 )
         for value in self.r if isinstance(self.r, tuple) else (self.r or 0,):
-            _check_count("r", value)
+            check_count("r", value)
         if self.inflection and not isinstance(self.r, int):
             raise ConfigError("inflection shapes a constant r: give r as one int")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, only what differs from the defaults, plus the kind."""
-        fields = {
-            f.name: getattr(self, f.name)
-            for f in dataclasses.fields(self)
-            if getattr(self, f.name) != f.default
-        }
-        if isinstance(self.r, tuple):
-            fields["r"] = list(self.r)
-        return {"kind": "merge", **fields}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Inverse of `to_dict`.
-
-        Raises:
-            ConfigError: for an unknown key or kind, or a value out of range.
-        """
-        fields = dict(data)
-        kind = fields.pop("kind", "merge")
-        if kind != "merge":
-            raise ConfigError(f"kind {kind!r} is not known to this version: expected 'merge'")
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(fields) - known):
-            raise ConfigError(
-                f"unknown settings {', '.join(unknown)}: known are {', '.join(sorted(known))}"
-            )
-        return cls(**fields)
-
-    def save(self, path: str | Path) -> None:
-        """Write as a JSON file."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            ConfigError: if the file is missing, is not JSON, or holds a bad setting.
-        """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot read a configuration from {path}: {error}") from error
-        if not isinstance(data, dict):
-            raise ConfigError(f"{path} must hold one JSON object, not {type(data).__name__}")
-        return cls.from_dict(data)
-
-
-def _check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{name} must be an integer, not {value!r}")
-    if value < 0:
-        raise ConfigError(f"{name} must not be negative, got {value}: use 0 to switch it off")
-
-
-def _check_finite(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{name} must be a number, not {value!r}")
-    if not math.isfinite(value):
-        raise ConfigError(f"{name} must be finite, got {value}")

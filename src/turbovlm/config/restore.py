@@ -1,0 +1,117 @@
+"""What to merge, and restore, in a diffusion model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from turbovlm.config.base import Setting, check_alpha, check_choices, check_count, check_finite
+from turbovlm.config.merge import METHODS, Method
+from turbovlm.errors import ConfigError
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "method": METHODS,
+    "destinations": ("grid", "bipartite"),
+    "metric": ("key", "token"),
+    "plan": ("block", "module"),
+    "restore": ("copy", "weighted"),
+}
+MODULES = ("self_attention", "cross_attention", "feed_forward")
+
+
+@dataclass(frozen=True, repr=False)
+class MergeRestore(Setting):
+    """Merge before and restore after the modules of a denoiser (paper section 3.3, Eq. 14).
+
+    ``MergeRestore(ratio=0.3)`` alone is the recommended setting.
+
+    Args:
+        ratio: the fraction of the visual tokens that each module is spared, from 0 up to what
+            the destinations leave: 1 - 1 / (cell height x cell width) on a grid, 0.5 in the
+            bipartite split. A tuple divides the denoising into equal parts, from noise to image,
+            with a ratio each: ``(0.5, 0.3, 0.0)`` leaves the last third alone.
+        self_attention: the ratio of this kind of module instead; 0 switches it off. In joint
+            attention (SD3, Flux) the visual tokens are merged, the text tokens never.
+        cross_attention: likewise.
+        feed_forward: likewise.
+        min_tokens: modules with fewer visual tokens are left alone; it chooses the levels of a
+            UNet. 0 takes all of them.
+        method: whose score chooses the tokens. ``"turbo"`` is the information degree
+            ``R - alpha A``; ``"redundancy"`` is R, ``"semantics"`` is -A, and ``"random"``
+            chooses tokens and destinations by lot.
+        alpha: weight of the semantic value. None, the default, follows the number of tokens:
+            see `turbovlm.maths.generation.alpha_for`.
+        destinations: ``"grid"`` has one in every cell; ``"bipartite"`` is the paper's plain
+            split into even and odd positions.
+        cell: height and width of a cell of the grid, in tokens.
+        seed: which token of a cell is the destination is drawn anew in each block and step from
+            this seed, the same in every run; None takes the first token of every cell, always.
+        metric: similarity is measured on the ``"key"`` vectors of the self-attention, averaged
+            over heads, or on the ``"token"`` itself in its full width.
+        plan: ``"block"`` matches once and uses it in all modules of a block; ``"module"`` lets
+            cross-attention have its own, guided by the prompt.
+        restore: a merged token gets back the ``"copy"`` of its destination, or the
+            ``"weighted"`` mean of the two most similar destinations.
+
+    Raises:
+        ConfigError: for any value out of range, before anything else happens.
+    """
+
+    kind: ClassVar[str] = "merge_restore"
+
+    ratio: float | tuple[float, ...]
+    self_attention: float | None = None
+    cross_attention: float | None = None
+    feed_forward: float | None = None
+    min_tokens: int = 0
+    method: Method = "turbo"
+    alpha: float | None = None
+    destinations: Literal["grid", "bipartite"] = "grid"
+    cell: tuple[int, int] = (2, 2)
+    seed: int | None = 0
+    metric: Literal["key", "token"] = "key"
+    plan: Literal["block", "module"] = "block"
+    restore: Literal["copy", "weighted"] = "copy"
+
+    def __post_init__(self) -> None:
+        check_choices(self, _CHOICES)
+        check_alpha(self.alpha)
+        check_count("min_tokens", self.min_tokens)
+        if self.seed is not None:
+            check_count("seed", self.seed)
+        self._check_cell()
+        parts = self.ratio if isinstance(self.ratio, tuple) else (self.ratio,)
+        if not parts:
+            raise ConfigError("ratio needs at least one value: MergeRestore(ratio=0.3)")
+        for part in parts:
+            self._check_ratio("ratio", part)
+        for name in MODULES:
+            if getattr(self, name) is not None:
+                self._check_ratio(name, getattr(self, name))
+
+    @property
+    def most(self) -> float:
+        """The largest ratio that the destinations leave."""
+        return 0.5 if self.destinations == "bipartite" else 1 - 1 / (self.cell[0] * self.cell[1])
+
+    def _check_cell(self) -> None:
+        if not isinstance(self.cell, tuple) or len(self.cell) != 2:
+            raise ConfigError(f"cell must be (height, width) in tokens, not {self.cell!r}")
+        for side in self.cell:
+            check_count("cell", side)
+        if self.cell[0] * self.cell[1] < 2:
+            raise ConfigError(f"cell must hold at least two tokens, not {self.cell}: use (2, 2)")
+
+    def _check_ratio(self, name: str, value: object) -> None:
+        check_finite(name, value)
+        assert isinstance(value, int | float)
+        if not 0 <= value <= self.most:
+            fix = (
+                "a larger cell leaves more, e.g. cell=(4, 4)"
+                if self.destinations == "grid"
+                else 'destinations="grid" leaves more'
+            )
+            raise ConfigError(
+                f"{name} must be in [0, {self.most:.4g}], got {value}: every token that is merged "
+                f"needs a destination; {fix}"
+            )

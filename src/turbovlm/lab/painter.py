@@ -1,0 +1,138 @@
+"""The lab's painter: a small Stable Diffusion of diffusers that draws scenes from their captions.
+
+It is a `StableDiffusionPipeline` like any other: an autoencoder that halves 64 pixels to a latent
+of 32 x 32, a text encoder with one token per word, and a UNet whose first level therefore holds
+1024 tokens, its second 256 and its middle 64.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from turbovlm.errors import ModelError, require
+from turbovlm.lab.captioner import CAPTION_TOKENS, SPECIAL_TOKENS
+from turbovlm.lab.grammar import vocabulary
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
+        StableDiffusionPipeline,
+    )
+
+WEIGHTS = Path(__file__).parent / "weights" / "painter"
+PIXELS = 64
+STEPS = 20
+GUIDANCE = 3.0
+_TEXT_WIDTH = 128
+
+
+def build() -> StableDiffusionPipeline:
+    """An untrained painter; its weights follow torch's global generator."""
+    transformers = require("transformers", "hf")
+    diffusers: Any = require("diffusers", "diffusion")
+    tokens = SPECIAL_TOKENS + vocabulary()
+    text = transformers.CLIPTextConfig(
+        vocab_size=len(tokens),
+        hidden_size=_TEXT_WIDTH,
+        intermediate_size=4 * _TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=CAPTION_TOKENS,
+        pad_token_id=tokens.index("[PAD]"),
+        bos_token_id=tokens.index("[CLS]"),
+        eos_token_id=tokens.index("[SEP]"),
+    )
+    tokenizer = transformers.BertTokenizer(
+        vocab={word: index for index, word in enumerate(tokens)},
+        bos_token="[CLS]",
+        eos_token="[SEP]",
+        model_max_length=CAPTION_TOKENS,
+    )
+    autoencoder = diffusers.AutoencoderKL(
+        sample_size=PIXELS,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(32, 64),
+        norm_num_groups=8,
+        latent_channels=4,
+        mid_block_add_attention=False,
+    )
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=PIXELS // 2,
+        layers_per_block=1,
+        block_out_channels=(64, 128, 160),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=_TEXT_WIDTH,
+        attention_head_dim=(2, 4, 4),
+        norm_num_groups=16,
+    )
+    return diffusers.StableDiffusionPipeline(
+        vae=autoencoder,
+        text_encoder=transformers.CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=unet,
+        # Backgrounds are flat and their brightness is drawn at random: noise that leaves a trace
+        # of the mean at its last step would make all of them grey.
+        scheduler=diffusers.DDIMScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            prediction_type="v_prediction",
+            rescale_betas_zero_snr=True,
+            timestep_spacing="trailing",
+            clip_sample=False,
+            set_alpha_to_one=True,
+            steps_offset=1,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def load(folder: Path | str = WEIGHTS) -> StableDiffusionPipeline:
+    """The trained painter in float32, quiet.
+
+    Raises:
+        ModelError: if ``folder`` holds no weights.
+        MissingExtra: if diffusers or transformers is not installed.
+    """
+    diffusers: Any = require("diffusers", "diffusion")
+    require("transformers", "hf")
+    if not (Path(folder) / "model_index.json").is_file():
+        raise ModelError(
+            f"no painter in {folder}: train one with python -m turbovlm.lab.train_painter"
+        )
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(
+        folder, torch_dtype=torch.float32, low_cpu_mem_usage=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def save(pipe: Any, folder: Path, record: dict[str, Any]) -> None:
+    """Write weights (float16 safetensors), configurations, tokenizer and the training's record."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pipe.to(torch.float16).save_pretrained(folder)
+    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o644)  # or an installed copy is readable by its owner alone
+
+
+def shrink(images: Sequence[NDArray[np.uint8]]) -> Tensor:
+    """uint8 (224, 224, 3) scenes to what the autoencoder reads: float32 (B, 3, 64, 64) in -1..1."""
+    from PIL import Image
+
+    small = [
+        np.asarray(Image.fromarray(image).resize((PIXELS, PIXELS), Image.Resampling.BOX))
+        for image in images
+    ]
+    return torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,0 +1,217 @@
+"""Merge and restore for generation (paper section 3.3, Eq. 14): destinations, matching, restoring.
+
+The sequence is an image in rows, ``N = height x width`` visual tokens without prefix tokens. What
+is merged before a module comes back after it, so sizes never accumulate: each token enters with
+size 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from turbovlm.config import MergeRestore
+from turbovlm.maths.information import PAPER_TOKENS, SEMANTIC_SCALE, random_scores
+from turbovlm.maths.matching import TILE_ROWS, TILE_TOKENS, Plan, complete
+from turbovlm.maths.merging import fold, restore, take
+
+RESTORE_ALPHA = 0.6
+"""The default alpha at `PAPER_TOKENS`; in proportion to N elsewhere, since A sums to 1."""
+
+TEMPERATURE = 0.1
+"""Of the softmax over information degrees in the weighted restore; the paper names none."""
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Which positions may go and which may take them in: ``(S,)`` and ``(D,)``, S + D = N."""
+
+    source: Tensor
+    destination: Tensor
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A plan with what merging and restoring need of it, computed once for several modules.
+
+    Attributes:
+        plan: what is merged.
+        weight: ``(B, r)`` share of each source in its group.
+        owner: ``(B, N)`` who stands for each position among the survivors.
+        second: ``(B, r)`` the runner-up of each source among the survivors, weighted restore only.
+        share: ``(B, r, 1)`` what of a source's value comes from the runner-up.
+    """
+
+    plan: Plan
+    weight: Tensor
+    owner: Tensor
+    second: Tensor | None = None
+    share: Tensor | None = None
+
+    def twice(self) -> Fold:
+        """The same for a batch that repeats the samples of this one."""
+        plan = self.plan
+        doubled = Plan(
+            *(t.repeat(2, 1) for t in (plan.source, plan.destination, plan.keep, plan.slot)),
+            tokens=plan.tokens,
+        )
+        second = None if self.second is None else self.second.repeat(2, 1)
+        share = None if self.share is None else self.share.repeat(2, 1, 1)
+        return Fold(doubled, self.weight.repeat(2, 1), self.owner.repeat(2, 1), second, share)
+
+    def merge(self, x: Tensor) -> Tensor:
+        """``(B, N, C)`` -> ``(B, N - r, C)``: the mean of every group."""
+        return fold(x, self.weight, self.plan)
+
+    def restore(self, y: Tensor) -> Tensor:
+        """``(B, N - r, C)`` -> ``(B, N, C)``: every merged position gets a value back."""
+        whole = restore(y, self.owner)
+        if self.second is None or self.share is None:
+            return whole
+        first, second = take(y, self.plan.slot), take(y, self.second)
+        mixed = first + (second - first) * self.share.to(y.dtype)
+        place = self.plan.source.unsqueeze(-1).expand_as(mixed)
+        return whole.scatter(1, place, mixed)
+
+
+def sets(
+    grid: tuple[int, int], config: MergeRestore, lot: Tensor | None, device: torch.device
+) -> Sets:
+    """The source and destination sets of an image of tokens.
+
+    Args:
+        grid: height and width in tokens.
+        config: ``destinations`` and ``cell``. Rows and columns beyond the last whole cell are
+            sources.
+        lot: ``()`` int64 that decides which token of each cell is the destination; None takes
+            the first.
+        device: of the result.
+
+    Returns:
+        Static shapes: nothing is sorted or counted, so a compiler can follow.
+    """
+    height, width = grid
+    positions = torch.arange(height * width, device=device).view(height, width)
+    if config.destinations == "bipartite":
+        flat = positions.flatten()
+        return Sets(flat[::2], flat[1::2])
+    down, across = config.cell[0], config.cell[1]
+    rows, columns = height // down, width // across
+    inside = positions[: rows * down, : columns * across]
+    cells = inside.reshape(rows, down, columns, across).transpose(1, 2).reshape(-1, down * across)
+    edge = [
+        positions[rows * down :].flatten(),
+        positions[: rows * down, columns * across :].flatten(),
+    ]
+    if lot is None:
+        chosen, rest = cells[:, 0], cells[:, 1:]
+    else:
+        count, members = cells.shape
+        first = _spread(count, lot, device) % members
+        turned = (first.unsqueeze(1) + torch.arange(members, device=device)) % members
+        drawn = cells.gather(1, turned)
+        chosen, rest = drawn[:, 0], drawn[:, 1:]
+    return Sets(torch.cat([rest.flatten(), *edge]), chosen)
+
+
+def alpha_for(config: MergeRestore, tokens: int) -> float:
+    """alpha for an image of ``tokens``: the configured number, or the default that follows N."""
+    return RESTORE_ALPHA * tokens / PAPER_TOKENS if config.alpha is None else config.alpha
+
+
+def uses_value(config: MergeRestore) -> bool:
+    """Whether the score uses A, so that the guide is computed only then."""
+    return config.method == "semantics" or (config.method == "turbo" and config.alpha != 0)
+
+
+def match(
+    metric: Tensor,
+    value: Tensor | None,
+    r: int,
+    parts: Sets,
+    config: MergeRestore,
+    block: int,
+) -> Fold:
+    """Choose the ``r`` sources with the highest information degree and their destinations.
+
+    Args:
+        metric: ``(B, N, d)``; similarity is its cosine (Eq. 6), in fp32 or wider.
+        value: semantic value A ``(B, N)``, or None where the score does not use it.
+        r: tokens to merge, at most the number of sources.
+        parts: the source and destination sets.
+        config: the score and the way of restoring.
+        block: index of the block, for ``method="random"``.
+    """
+    batch, tokens, _ = metric.shape
+    unit = F.normalize(metric if metric.dtype == torch.float64 else metric.float(), dim=-1)
+    sources = unit.index_select(1, parts.source)
+    destinations = unit.index_select(1, parts.destination).transpose(1, 2)
+    best, partner = _nearest(sources, destinations, 2 if config.restore == "weighted" else 1)
+    degree = _degree(
+        best[..., 0], None if value is None else value[:, parts.source], config, tokens, block
+    )
+    if config.method == "random":
+        count = parts.destination.shape[0]
+        lots = random_scores(parts.source.shape[0], (config.seed or 0) + 1, block, metric.device)
+        partner = (lots * count).long().clamp_max(count - 1).view(1, -1, 1).expand_as(partner)
+    chosen = degree.topk(r, dim=1).indices
+    goals = parts.destination[
+        partner.gather(1, chosen.unsqueeze(-1).expand(-1, -1, partner.shape[-1]))
+    ]
+    plan, rank = complete(parts.source[chosen], goals[..., 0], tokens)
+    group = torch.ones(batch, tokens, device=metric.device).scatter_add(
+        1, plan.destination, torch.ones(batch, r, device=metric.device)
+    )
+    weight = 1 / group.gather(1, plan.destination)
+    if config.restore == "copy":
+        return Fold(plan, weight, plan.representative())
+    similar = best.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 2))
+    share = (similar / TEMPERATURE).softmax(-1)[..., 1:]
+    return Fold(plan, weight, plan.representative(), rank.gather(1, goals[..., 1]), share)
+
+
+def _nearest(sources: Tensor, destinations: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` best destinations of every source: cosine and index, ``(B, S, count)``."""
+
+    def best(rows: Tensor) -> tuple[Tensor, Tensor]:
+        similarity = rows @ destinations
+        if count == 1:
+            value, index = similarity.max(-1, keepdim=True)
+            return value, index
+        value, index = similarity.topk(count, dim=-1)
+        return value, index
+
+    if sources.shape[1] < TILE_TOKENS // 2:
+        return best(sources)
+    tiles = [best(rows) for rows in sources.split(TILE_ROWS, dim=1)]  # no N x N map is ever whole
+    return torch.cat([t[0] for t in tiles], 1), torch.cat([t[1] for t in tiles], 1)
+
+
+def _degree(
+    redundancy: Tensor, value: Tensor | None, config: MergeRestore, tokens: int, block: int
+) -> Tensor:
+    """E ``(B, S)`` by the configured method."""
+    if config.method == "random":
+        lots = random_scores(redundancy.shape[1], config.seed or 0, block, redundancy.device)
+        return lots.expand(redundancy.shape)
+    if value is None or not uses_value(config):
+        return redundancy
+    if config.method == "semantics":
+        return -value
+    return redundancy - alpha_for(config, tokens) * SEMANTIC_SCALE * value
+
+
+def _spread(count: int, lot: Tensor, device: torch.device) -> Tensor:
+    """``(count,)`` pseudo-random integers from 0, by a hash of the lot and the position.
+
+    As `random_scores`, for a lot that is a tensor: what it holds differs in every step, and a
+    compiler must not have to ask.
+    """
+    x = torch.arange(1, count + 1, device=device, dtype=torch.int64) * 40503
+    x = (x + lot.to(device) % 1048573 * 60493) % 2147483647
+    for factor in (48271, 69621, 16807):
+        x = (x ^ (x >> 13)) * factor % 2147483647
+    return x >> 7

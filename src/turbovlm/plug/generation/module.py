@@ -1,0 +1,162 @@
+"""The classes mixed in front of a denoiser, its blocks and its modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from turbovlm.errors import UnsupportedInput
+from turbovlm.maths.generation import Fold
+from turbovlm.plug.arguments import bind
+from turbovlm.plug.generation.state import ModuleSite, PlainSite
+
+TEXT = "encoder_hidden_states"
+
+
+class TurboDenoiser(nn.Module):
+    """Opens the state of one forward and closes it again."""
+
+    turbo_site: PlainSite
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The host's own forward; what it takes and returns is the host's."""
+        site = self.turbo_site
+        call = site.patch.begin(self, bind(site.names, args, kwargs))
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            site.patch.end(call)
+
+
+class TurboEntry(nn.Module):
+    """A block whose incoming tokens measure similarity (``metric="token"``)."""
+
+    turbo_site: PlainSite
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The host's own forward."""
+        site = self.turbo_site
+        site.patch.current().block = bind(site.names, args, kwargs)[site.names[0]]
+        return super().forward(*args, **kwargs)
+
+
+class TurboModule(nn.Module):
+    """An attention or feed-forward module ``f`` as ``restore(f(merge(x)))`` (Eq. 14)."""
+
+    turbo_site: ModuleSite
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the host's module takes and returns, tokens ``(B, N, C)`` first.
+
+        Raises:
+            UnsupportedInput: for a mask laid out along the visual tokens.
+        """
+        site = self.turbo_site
+        given = bind(site.names, args, kwargs)
+        x, text = given.pop(site.names[0]), given.get(TEXT)
+        fold = site.patch.fold(site, self, x, text)
+        if fold is None:
+            return super().forward(*args, **kwargs)
+        _check_masks(site, given)
+        tables = [name for name in site.row.follow if given.get(name) is not None]
+        if not tables:
+            return _restored(fold, super().forward(fold.merge(x), **given))
+        # rotary tables have no batch dimension: samples that keep other tokens go one by one
+        merged = fold.merge(x)
+        own = _follow(fold, given, tables, _text_tokens(given, tables[0], x))
+        parts = [
+            super(TurboModule, self).forward(
+                merged[i : i + 1], **_sample(given, i, len(merged)), **own[i]
+            )
+            for i in range(len(merged))
+        ]
+        return _restored(fold, _joined(parts))
+
+
+class TurboWhole(nn.Module):
+    """A block with parallel branches, merged before and restored after less its residual."""
+
+    turbo_site: ModuleSite
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the host's block takes and returns: visual tokens first, then the prompt's."""
+        site = self.turbo_site
+        given = bind(site.names, args, kwargs)
+        x = given.pop(site.names[0])
+        fold = site.patch.fold(site, self, x, None)
+        if fold is None:
+            return super().forward(*args, **kwargs)
+        tables = [name for name in site.row.follow if given.get(name) is not None]
+        merged = fold.merge(x)
+        own = _follow(fold, given, tables, given[TEXT].shape[1])
+        parts = [
+            super(TurboWhole, self).forward(
+                merged[i : i + 1], **_sample(given, i, len(merged)), **own[i]
+            )
+            for i in range(len(merged))
+        ]
+        text, y = _joined(parts)
+        return text, x + fold.restore(y - merged)
+
+
+def _restored(fold: Fold, out: Any) -> Any:
+    """Visual tokens back to their number; a joint attention returns the prompt's beside them."""
+    if isinstance(out, tuple):
+        return (fold.restore(out[0]), *out[1:])
+    return fold.restore(out)
+
+
+def _check_masks(site: ModuleSite, given: dict[str, Any]) -> None:
+    if site.kind == "self_attention" and given.get("attention_mask") is not None:
+        raise UnsupportedInput(
+            f"{site.name} got an attention mask along the visual tokens, which cannot follow a "
+            "merge: leave it out, or set self_attention=0"
+        )
+    if given.get("ip_adapter_masks") is not None:
+        raise UnsupportedInput(
+            f"{site.name} got masks of an IP-Adapter along the visual tokens, which cannot follow "
+            "a merge: leave them out, or set cross_attention=0"
+        )
+
+
+def _text_tokens(given: dict[str, Any], table: str, x: Tensor) -> int:
+    first = given[table][0] if isinstance(given[table], tuple) else given[table]
+    return first.shape[0] - x.shape[1]
+
+
+def _follow(
+    fold: Fold, given: dict[str, Any], tables: list[str], text: int
+) -> list[dict[str, Any]]:
+    """Per sample, the rows of each table of the prompt and of the survivors."""
+    own = []
+    for keep in fold.plan.keep:
+        rows = torch.cat([torch.arange(text, device=keep.device), keep + text])
+        own.append(
+            {
+                name: tuple(t[rows] for t in given[name])
+                if isinstance(given[name], tuple)
+                else given[name][rows]
+                for name in tables
+            }
+        )
+    for name in tables:
+        given.pop(name)
+    return own
+
+
+def _sample(given: dict[str, Any], index: int, batch: int) -> dict[str, Any]:
+    """The arguments of one sample; what has no batch dimension is everybody's."""
+    return {
+        name: value[index : index + 1]
+        if isinstance(value, Tensor) and value.dim() and value.shape[0] == batch
+        else value
+        for name, value in given.items()
+    }
+
+
+def _joined(parts: list[Any]) -> Any:
+    if isinstance(parts[0], tuple):
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    return torch.cat(parts)

@@ -1,0 +1,168 @@
+"""Destinations, matching, merging and restoring for generation: worked cases and properties."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.reference import generation as literal
+from turbovlm.config import MergeRestore
+from turbovlm.maths.generation import Fold, alpha_for, match, sets, uses_value
+
+CPU = torch.device("cpu")
+
+
+def fold_of(
+    metric: Tensor, value: Tensor | None, grid: tuple[int, int], config: MergeRestore
+) -> Fold:
+    parts = sets(grid, config, None, CPU)
+    r = int(metric.shape[1] * float(config.ratio))  # type: ignore[arg-type]
+    return match(metric, value, r, parts, config, 0)
+
+
+def test_the_corners_of_a_grid() -> None:
+    # 0 1 2 3     destinations are the corners of the two whole cells, the rest may go:
+    # 4 5 6 7     rows beyond the last cell too
+    # 8 9 10 11
+    parts = sets((3, 4), MergeRestore(ratio=0.3, seed=None), None, CPU)
+    assert parts.destination.tolist() == [0, 2]
+    assert sorted(parts.source.tolist()) == [1, 3, 4, 5, 6, 7, 8, 9, 10, 11]
+    split = sets((2, 3), MergeRestore(ratio=0.3, destinations="bipartite"), None, CPU)
+    assert (split.source.tolist(), split.destination.tolist()) == ([0, 2, 4], [1, 3, 5])
+
+
+@given(
+    height=st.integers(2, 9),
+    width=st.integers(2, 9),
+    cell=st.sampled_from([(2, 2), (1, 2), (3, 2)]),
+    lot=st.integers(0, 10**9),
+)
+@settings(max_examples=60, deadline=None)
+def test_drawn_destinations_divide_the_image(
+    height: int, width: int, cell: tuple[int, int], lot: int
+) -> None:
+    if height < cell[0] or width < cell[1]:
+        return
+    parts = sets((height, width), MergeRestore(ratio=0.1, cell=cell), torch.tensor(lot), CPU)
+    both = parts.source.tolist() + parts.destination.tolist()
+    assert sorted(both) == list(range(height * width))
+    cells = [(p // width // cell[0], p % width // cell[1]) for p in parts.destination.tolist()]
+    rows, columns = height // cell[0], width // cell[1]
+    assert sorted(cells) == [(a, b) for a in range(rows) for b in range(columns)]
+
+
+def test_lots_draw_evenly_and_again_the_same() -> None:
+    config = MergeRestore(ratio=0.3)
+    drawn = [sets((32, 32), config, torch.tensor(lot), CPU).destination for lot in range(40)]
+    again = sets((32, 32), config, torch.tensor(7), CPU).destination
+    assert torch.equal(again, drawn[7])
+    corners = torch.stack(drawn)  # which of the four tokens of each cell
+    place = corners // 32 % 2 * 2 + corners % 32 % 2
+    share = place.flatten().bincount(minlength=4) / place.numel()
+    assert (share - 0.25).abs().max() < 0.02
+    assert all(not torch.equal(drawn[0], other) for other in drawn[1:])
+
+
+def test_a_case_by_hand() -> None:
+    # 2 x 4 tokens in two cells; destinations 0 and 2. Token 1 is like 0, token 3 like 2,
+    # token 4 half way between, the others like nobody.
+    a, b = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]
+    metric = torch.tensor([[a, a, b, b, [0.8, 0.6, 0.0], [0, 0, 1.0], [0, 0, 1.0], [0, 0, 1.0]]])
+    config = MergeRestore(ratio=0.375, method="redundancy", seed=None)  # 3 of 8
+    fold = fold_of(metric, None, (2, 4), config)
+    pairs = zip(fold.plan.source[0].tolist(), fold.plan.destination[0].tolist(), strict=True)
+    assert sorted(pairs) == [(1, 0), (3, 2), (4, 0)]
+    x = torch.arange(8.0).view(1, 8, 1)
+    merged = fold.merge(x)
+    assert merged.flatten().tolist() == pytest.approx([(0 + 1 + 4) / 3, (2 + 3) / 2, 5, 6, 7])
+    back = fold.restore(merged).flatten().tolist()
+    assert back == pytest.approx([5 / 3, 5 / 3, 2.5, 2.5, 5 / 3, 5, 6, 7])
+
+
+def test_the_semantic_value_keeps_what_matters() -> None:
+    metric = torch.tensor([[[1.0, 0], [1, 0], [1, 0], [1, 0]]])  # one cell, all alike
+    value = torch.tensor([[0.1, 0.5, 0.1, 0.3]])
+    fold = fold_of(metric, value, (2, 2), MergeRestore(ratio=0.5, seed=None))
+    assert sorted(fold.plan.source[0].tolist()) == [2, 3]  # 1 receives most attention and stays
+    only = fold_of(metric, value, (2, 2), MergeRestore(ratio=0.25, method="semantics", seed=None))
+    assert only.plan.source[0].tolist() == [2]
+    assert not uses_value(MergeRestore(ratio=0.5, alpha=0))
+    assert alpha_for(MergeRestore(ratio=0.5, alpha=2.5), 4096) == 2.5
+    assert alpha_for(MergeRestore(ratio=0.5), 1154) == pytest.approx(
+        2 * alpha_for(MergeRestore(ratio=0.5), 577)
+    )
+
+
+@pytest.mark.parametrize("restore", ["copy", "weighted"])
+@pytest.mark.parametrize("destinations", ["grid", "bipartite"])
+@pytest.mark.parametrize("method", ["turbo", "redundancy", "semantics"])
+def test_equal_to_the_oracle(method: str, destinations: str, restore: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    metric = torch.randn(2, 42, 5, generator=generator, dtype=torch.float64)
+    value = torch.rand(2, 42, generator=generator).softmax(-1)
+    x = torch.randn(2, 42, 3, generator=generator, dtype=torch.float64)
+    options = {"ratio": 0.4, "method": method, "destinations": destinations, "restore": restore}
+    config = MergeRestore.from_dict({**options, "seed": None, "alpha": 3.0})
+    fold = fold_of(metric, value, (6, 7), config)
+    merged = fold.merge(x)
+    back = fold.restore(merged)
+    for sample in range(2):
+        slow = literal.groups(
+            metric[sample], value[sample], (6, 7), literal.Setting(alpha=3.0, **options)
+        )
+        torch.testing.assert_close(merged[sample], slow.merge(x[sample]))
+        torch.testing.assert_close(
+            back[sample], slow.restore(slow.merge(x[sample])), rtol=1e-5, atol=1e-6
+        )
+        assert not torch.equal(back[sample], x[sample])
+
+
+@given(
+    height=st.integers(2, 8),
+    width=st.integers(2, 8),
+    ratio=st.floats(0.05, 0.7),
+    method=st.sampled_from(["turbo", "redundancy", "semantics", "random"]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_mass_is_conserved_and_survivors_come_back_as_they_left(
+    height: int, width: int, ratio: float, method: str, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    tokens = height * width
+    config = MergeRestore.from_dict({"ratio": ratio, "method": method})
+    parts = sets((height, width), config, torch.tensor(seed), CPU)
+    r = min(int(tokens * ratio), len(parts.source))
+    metric = torch.randn(2, tokens, 4, generator=generator)
+    value = torch.rand(2, tokens, generator=generator)
+    fold = match(metric, value, r, parts, config, 1)
+    x = torch.randn(2, tokens, 3, generator=generator, dtype=torch.float64)
+    merged = fold.merge(x)
+    assert merged.shape == (2, tokens - r, 3)
+    size = torch.zeros(2, tokens - r, dtype=torch.float64).scatter_add(
+        1, fold.owner, torch.ones(2, tokens, dtype=torch.float64)
+    )
+    assert (size.sum(1) == tokens).all()
+    weighted = (size.unsqueeze(-1) * merged).sum(1)  # the shares are kept in fp32
+    torch.testing.assert_close(weighted, x.sum(1), rtol=1e-4, atol=1e-5)
+    back = fold.restore(merged)
+    assert back.shape == x.shape
+    torch.testing.assert_close(back.mean(1), x.mean(1), rtol=1e-4, atol=1e-5)
+    alone = torch.ones(2, tokens, dtype=torch.bool)
+    alone.scatter_(1, fold.plan.source, False).scatter_(1, fold.plan.destination, False)
+    assert torch.equal(back[alone], x[alone])
+
+
+def test_tiles_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    metric = torch.randn(1, 64, 6, generator=torch.Generator().manual_seed(0))
+    for restore in ("copy", "weighted"):
+        config = MergeRestore.from_dict({"ratio": 0.5, "method": "redundancy", "restore": restore})
+        whole = fold_of(metric, None, (8, 8), config)
+        monkeypatch.setattr("turbovlm.maths.generation.TILE_TOKENS", 8)
+        monkeypatch.setattr("turbovlm.maths.generation.TILE_ROWS", 5)
+        tiled = fold_of(metric, None, (8, 8), config)
+        assert torch.equal(whole.owner, tiled.owner)
+        monkeypatch.undo()

@@ -1,0 +1,189 @@
+"""The oracle of generation: one transformer block with merge and restore, written out with loops.
+
+From the block's weights alone; shares no code with turbovlm. Destinations are the first token of
+every cell, or the odd positions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Setting:
+    """What the oracle needs to know of a configuration, as plain values."""
+
+    ratio: float
+    alpha: float | None = None
+    method: str = "turbo"
+    destinations: str = "grid"
+    cell: tuple[int, int] = (2, 2)
+    plan: str = "block"
+    restore: str = "copy"
+    metric: str = "key"
+    modules: tuple[str, ...] = ("self", "cross", "feed_forward")
+
+
+@dataclass
+class Groups:
+    """Who goes where: ``gone[i]`` is the list of (destination, weight) that i is restored from."""
+
+    gone: dict[int, list[tuple[int, float]]]
+    tokens: int
+
+    def merge(self, x: Tensor) -> Tensor:
+        """One sample ``(N, C)``: the mean of every group, in the order of the survivors."""
+        rows = []
+        for t in range(self.tokens):
+            if t not in self.gone:
+                group = [t] + [i for i, goals in self.gone.items() if goals[0][0] == t]
+                rows.append(sum(x[g] for g in group) / len(group))  # type: ignore[operator]
+        return torch.stack(rows)
+
+    def restore(self, y: Tensor) -> Tensor:
+        """``(N - r, C)`` to ``(N, C)``."""
+        alive = [t for t in range(self.tokens) if t not in self.gone]
+        place = {t: k for k, t in enumerate(alive)}
+        rows = []
+        for t in range(self.tokens):
+            goals = self.gone.get(t, [(t, 1.0)])
+            rows.append(sum(w * y[place[d]] for d, w in goals))
+        return torch.stack(rows)  # type: ignore[arg-type]
+
+
+def groups(metric: Tensor, value: Tensor, grid: tuple[int, int], setting: Setting) -> Groups:
+    """One sample: metric ``(N, d)``, value ``(N,)``."""
+    height, width = grid
+    n = height * width
+    if setting.destinations == "bipartite":
+        takers = [t for t in range(n) if t % 2 == 1]
+    else:
+        down, across = setting.cell
+        takers = [
+            row * width + column
+            for row in range(0, height - height % down, down)
+            for column in range(0, width - width % across, across)
+        ]
+    unit = [row / row.norm() for row in metric]
+    alpha = 0.6 * n / 577 if setting.alpha is None else setting.alpha
+    scored = []
+    for i in range(n):
+        if i in takers:
+            continue
+        cosines = sorted(((float(unit[i] @ unit[j]), j) for j in takers), reverse=True)
+        best = cosines[0][0]
+        degree = {
+            "redundancy": best,
+            "semantics": -float(value[i]),
+            "turbo": best - alpha * 30 * float(value[i]),
+        }[setting.method]
+        scored.append((degree, i, cosines[:2]))
+    scored.sort(reverse=True)
+    gone: dict[int, list[tuple[int, float]]] = {}
+    for _, i, near in scored[: int(n * setting.ratio)]:
+        if setting.restore == "copy":
+            gone[i] = [(near[0][1], 1.0)]
+        else:
+            powers = [math.exp(cosine / 0.1) for cosine, _ in near]
+            gone[i] = [(j, p / sum(powers)) for (_, j), p in zip(near, powers, strict=True)]
+    return Groups(gone, n)
+
+
+def attend(attention: Any, x: Tensor, seen: Tensor) -> Tensor:
+    """Attention of one sample: x ``(N, C)`` reads ``seen`` ``(M, D)``."""
+    heads = attention.heads
+    q, k, v = attention.to_q(x), attention.to_k(seen), attention.to_v(seen)
+    d = q.shape[-1] // heads
+    out = []
+    for h in range(heads):
+        part = slice(h * d, (h + 1) * d)
+        logits = q[:, part] @ k[:, part].T / math.sqrt(d)
+        out.append(torch.softmax(logits, -1) @ v[:, part])
+    return attention.to_out[0](torch.cat(out, -1))
+
+
+def guide_row(asked: Tensor, seen: Tensor, heads: int) -> Tensor:
+    """Eq. 8 for one query ``(C,)``: its softmax over ``seen`` ``(N, C)``, averaged over heads."""
+    d = asked.shape[0] // heads
+    rows = []
+    for h in range(heads):
+        part = slice(h * d, (h + 1) * d)
+        rows.append(torch.softmax(seen[:, part] @ asked[part] / math.sqrt(d), 0))
+    return torch.stack(rows).mean(0)
+
+
+def head_mean(x: Tensor, heads: int) -> Tensor:
+    """``(N, C)`` -> ``(N, C / heads)``."""
+    d = x.shape[1] // heads
+    return torch.stack([x[:, h * d : (h + 1) * d] for h in range(heads)]).mean(0)
+
+
+def block(
+    host: Any, x: Tensor, text: Tensor, grid: tuple[int, int], setting: Setting, pair: int | None
+) -> Tensor:
+    """A `BasicTransformerBlock` with plain layer norms, ``(B, N, C)`` and ``(B, T, D)``.
+
+    ``pair`` is the offset of the sample that shares the plan of each of the first half, or None.
+    """
+    batch = x.shape[0]
+    first = host.norm1(x)
+    own = [_visual(host, first[b], x[b], setting) for b in range(batch)]
+    asks = None
+    plans = [_plan(own, b, grid, setting, pair) for b in range(batch)]
+    y = x.clone()
+    for b in range(batch):
+        y[b] += _around(plans[b], "self", setting, first[b], lambda z: attend(host.attn1, z, z))
+    second = host.norm2(y)
+    if setting.plan == "module":
+        asks = [_textual(host, second[b], y[b], text[b], x[b], setting) for b in range(batch)]
+    for b in range(batch):
+        plan = plans[b] if asks is None else _plan(asks, b, grid, setting, pair)
+        y[b] += _around(
+            plan, "cross", setting, second[b], lambda z, b=b: attend(host.attn2, z, text[b])
+        )
+    third = host.norm3(y)
+    if asks is not None and "self" not in setting.modules:  # nobody has measured before
+        own = [_visual(host, third[b], x[b], setting) for b in range(batch)]
+        plans = [_plan(own, b, grid, setting, pair) for b in range(batch)]
+    for b in range(batch):
+        y[b] += _around(plans[b], "feed_forward", setting, third[b], host.ff)
+    return y
+
+
+def _around(plan: Groups, kind: str, setting: Setting, x: Tensor, f: Any) -> Tensor:
+    return plan.restore(f(plan.merge(x))) if kind in setting.modules else f(x)
+
+
+def _visual(host: Any, x: Tensor, raw: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
+    attention = host.attn1
+    keys = attention.to_k(x)
+    metric = raw if setting.metric == "token" else head_mean(keys, attention.heads)
+    return metric, guide_row(attention.to_q(x).mean(0), keys, attention.heads)
+
+
+def _textual(
+    host: Any, x: Tensor, _: Tensor, text: Tensor, raw: Tensor, setting: Setting
+) -> tuple[Tensor, Tensor]:
+    attention = host.attn2
+    queries = attention.to_q(x)
+    metric = raw if setting.metric == "token" else head_mean(queries, attention.heads)
+    return metric, guide_row(attention.to_k(text).mean(0), queries, attention.heads)
+
+
+def _plan(
+    measured: list[tuple[Tensor, Tensor]],
+    sample: int,
+    grid: tuple[int, int],
+    setting: Setting,
+    pair: int | None,
+) -> Groups:
+    metric, value = measured[sample]
+    if pair is not None:
+        other = measured[(sample + pair) % (2 * pair)]
+        metric, value = (metric + other[0]) / 2, (value + other[1]) / 2
+    return groups(metric, value, grid, setting)

@@ -93,7 +93,7 @@ def test_the_paper_as_json(run: Run, two_models: None) -> None:
     assert data["equal"] is True
     assert [row["r"] for row in data["rows"]] == [0, 13, 0, 45]
     assert set(data["rows"][1]) == {
-        "name", "r", "published", "exact", "computed", "ideal", "throughput", "configuration",
+        "name", "r", "ratio", "published", "exact", "computed", "ideal", "throughput", "configuration",
         "note", "error", "equal",
     }  # fmt: skip
     assert data["rows"][1]["throughput"] == 1.53

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
@@ -124,6 +125,30 @@ def pixart() -> Case:
     return Case("pixart", model, step, 256, 6)
 
 
+def dit() -> Case:
+    """DiT: a class instead of a prompt, so that nothing cross-attends."""
+    model = wild(
+        DiTTransformer2DModel(
+            sample_size=32,
+            patch_size=2,
+            in_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            num_embeds_ada_norm=10,
+        )
+    )
+    latent = noise(2, 4, 32, 32)
+
+    def step(
+        latent: Tensor = latent, time: float = 500, text: Tensor | None = None, run: Any = None
+    ) -> Tensor:
+        times = torch.full((latent.shape[0],), int(time))
+        return _or(run, model)(latent, times, torch.tensor([3, 7]), return_dict=False)[0]
+
+    return Case("dit", model, step, 256, 4)
+
+
 def sd3(**changes: Any) -> Case:
     """Stable Diffusion 3: joint attention with the prompt."""
     model = wild(
@@ -195,4 +220,4 @@ def flux() -> Case:
     return Case("flux", model, step, 256, 4)
 
 
-CASES: tuple[Callable[[], Case], ...] = (unet, sdxl, pixart, sd3, sd35, flux)
+CASES: tuple[Callable[[], Case], ...] = (unet, sdxl, pixart, dit, sd3, sd35, flux)

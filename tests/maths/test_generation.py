@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -90,10 +92,10 @@ def test_the_semantic_value_keeps_what_matters() -> None:
     only = fold_of(metric, value, (2, 2), MergeRestore(ratio=0.25, method="semantics", seed=None))
     assert only.plan.source[0].tolist() == [2]
     assert not uses_value(MergeRestore(ratio=0.5, alpha=0))
-    assert alpha_for(MergeRestore(ratio=0.5, alpha=2.5), 4096) == 2.5
-    assert alpha_for(MergeRestore(ratio=0.5), 1154) == pytest.approx(
-        2 * alpha_for(MergeRestore(ratio=0.5), 577)
-    )
+    found = torch.tensor([[0.9, 0.5]])
+    assert alpha_for(MergeRestore(ratio=0.5, alpha=2.5), found, 4096) == 2.5
+    default = alpha_for(MergeRestore(ratio=0.5), found, 300)
+    assert float(default) == pytest.approx(0.2 * math.sqrt(0.1 * 0.5) * 300 / 30)
 
 
 @pytest.mark.parametrize("restore", ["copy", "weighted"])

@@ -15,6 +15,7 @@ from turbovlm.maths.information import (
     needs_guide,
     random_scores,
     semantic_value,
+    typical_distance,
 )
 
 R = torch.tensor([[0.9, 0.5]])
@@ -54,15 +55,46 @@ def test_s4_with_beta_one_is_s1() -> None:
     assert degree(fusion="S4", beta=1.0, gamma=3) == degree(fusion="S1")
 
 
-def test_the_default_alpha_follows_the_length_and_is_the_papers_at_577() -> None:
-    assert alpha_for(Merge(r=1), 577) == 6
-    assert alpha_for(Merge(r=1), 577, "mean") == pytest.approx(0.6)
-    assert alpha_for(Merge(r=1, alpha=6), 577, "mean") == 6
-    assert degree(tokens=577) == pytest.approx(degree(alpha=6))
-    expected = [0.9 - 180 * 197 / 577 * 0.01, 0.5 - 180 * 197 / 577 * 0.002]
+def test_the_default_gives_the_average_token_the_typical_distance_as_its_weight() -> None:
+    typical = math.sqrt(0.1 * 0.5)  # of 1 - R, geometric mean
+    assert typical_distance(R).item() == pytest.approx(typical)
+    expected = [0.9 - typical * 197 * 0.01, 0.5 - typical * 197 * 0.002]
     assert degree(tokens=197) == pytest.approx(expected)
-    # a given number is taken as it is, at every length
+    # so that A = 1 / N costs the same at every length
+    assert alpha_for(Merge(r=1), R, 577) * 30 / 577 == pytest.approx(typical)
+    assert alpha_for(Merge(r=1), R, 577, "mean") * 30 / 577 == pytest.approx(typical / 5)
+    # a given number is taken as it is
+    assert alpha_for(Merge(r=1, alpha=6), R, 577, "mean") == 6
     assert degree(alpha=6, tokens=197) == degree(alpha=6, tokens=577)
+
+
+def test_the_default_fits_each_sample() -> None:
+    both = torch.tensor([[0.9, 0.5], [0.99, 0.96]])
+    distances = typical_distance(both)
+    assert distances.shape == (2, 1)
+    assert distances[1].item() == pytest.approx(0.02)
+    apart = torch.cat([information_degree(r[None], A, Merge(r=1), block=0, tokens=9) for r in both])
+    together = information_degree(both, A.expand(2, -1), Merge(r=1), block=0, tokens=9)
+    torch.testing.assert_close(together, apart)
+
+
+def test_exact_copies_do_not_end_in_no_number() -> None:
+    copies = torch.tensor([[1.0, 1.0000001, 0.0]])
+    assert 0 < typical_distance(copies).item() < 1e-3
+    assert torch.isfinite(
+        information_degree(copies, A[:, [0, 1, 1]], Merge(r=1), block=0, tokens=7)
+    ).all()
+
+
+def test_padding_does_not_sway_the_default() -> None:
+    padded, real = torch.tensor([[0.9, 0.5, 0.0]]), torch.tensor([[True, True, False]])
+    count = torch.tensor([[197]])
+    found = information_degree(
+        padded, torch.cat([A, A[:, :1]], 1), Merge(r=1), block=0, tokens=count, real=real
+    )
+    assert found[0, :2].tolist() == pytest.approx(degree(tokens=197))
+    nobody = typical_distance(padded, torch.zeros_like(real))
+    assert torch.isfinite(nobody).all()
 
 
 def test_baselines_are_one_term_each() -> None:

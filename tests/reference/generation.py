@@ -70,19 +70,24 @@ def groups(metric: Tensor, value: Tensor, grid: tuple[int, int], setting: Settin
             for column in range(0, width - width % across, across)
         ]
     unit = [row / row.norm() for row in metric]
-    alpha = 0.6 * n / 577 if setting.alpha is None else setting.alpha
-    scored = []
+    found = []
     for i in range(n):
         if i in takers:
             continue
         cosines = sorted(((float(unit[i] @ unit[j]), j) for j in takers), reverse=True)
-        best = cosines[0][0]
+        found.append((i, cosines[:2]))
+    logs = [math.log(max(1 - near[0][0], 1e-6)) for _, near in found]
+    typical = math.exp(sum(logs) / len(logs))
+    alpha = 0.2 * typical * n / 30 if setting.alpha is None else setting.alpha
+    scored = []
+    for i, near in found:
+        best = near[0][0]
         degree = {
             "redundancy": best,
             "semantics": -float(value[i]),
             "turbo": best - alpha * 30 * float(value[i]),
         }[setting.method]
-        scored.append((degree, i, cosines[:2]))
+        scored.append((degree, i, near))
     scored.sort(reverse=True)
     gone: dict[int, list[tuple[int, float]]] = {}
     for _, i, near in scored[: int(n * setting.ratio)]:
@@ -124,42 +129,58 @@ def head_mean(x: Tensor, heads: int) -> Tensor:
 
 
 def block(
-    host: Any, x: Tensor, text: Tensor, grid: tuple[int, int], setting: Setting, pair: int | None
+    host: Any, x: Tensor, text: Tensor, grid: tuple[int, int], setting: Setting, paired: bool
 ) -> Tensor:
     """A `BasicTransformerBlock` with plain layer norms, ``(B, N, C)`` and ``(B, T, D)``.
 
-    ``pair`` is the offset of the sample that shares the plan of each of the first half, or None.
+    With ``paired`` all samples share one plan, measured on their mean.
     """
     batch = x.shape[0]
     first = host.norm1(x)
-    own = [_visual(host, first[b], x[b], setting) for b in range(batch)]
-    asks = None
-    plans = [_plan(own, b, grid, setting, pair) for b in range(batch)]
+    plans = _plans(_visual, host, first, x, text, grid, setting, paired)
     y = x.clone()
     for b in range(batch):
         y[b] += _around(plans[b], "self", setting, first[b], lambda z: attend(host.attn1, z, z))
     second = host.norm2(y)
+    across = plans
     if setting.plan == "module":
-        asks = [_textual(host, second[b], y[b], text[b], x[b], setting) for b in range(batch)]
+        across = _plans(_textual, host, second, x, text, grid, setting, paired)
     for b in range(batch):
-        plan = plans[b] if asks is None else _plan(asks, b, grid, setting, pair)
         y[b] += _around(
-            plan, "cross", setting, second[b], lambda z, b=b: attend(host.attn2, z, text[b])
+            across[b], "cross", setting, second[b], lambda z, b=b: attend(host.attn2, z, text[b])
         )
     third = host.norm3(y)
-    if asks is not None and "self" not in setting.modules:  # nobody has measured before
-        own = [_visual(host, third[b], x[b], setting) for b in range(batch)]
-        plans = [_plan(own, b, grid, setting, pair) for b in range(batch)]
+    if setting.plan == "module" and "self" not in setting.modules:  # nobody has measured before
+        plans = _plans(_visual, host, third, x, text, grid, setting, paired)
     for b in range(batch):
         y[b] += _around(plans[b], "feed_forward", setting, third[b], host.ff)
     return y
+
+
+def _plans(
+    measure: Any,
+    host: Any,
+    x: Tensor,
+    raw: Tensor,
+    text: Tensor,
+    grid: tuple[int, int],
+    setting: Setting,
+    paired: bool,
+) -> list[Groups]:
+    """One plan for each sample; ``x`` is what the module reads, ``raw`` what enters the block."""
+    if paired:
+        x, raw, text = (t.mean(0, keepdim=True).expand_as(t) for t in (x, raw, text))
+    measured = [measure(host, x[b], raw[b], text[b], setting) for b in range(len(x))]
+    return [groups(metric, value, grid, setting) for metric, value in measured]
 
 
 def _around(plan: Groups, kind: str, setting: Setting, x: Tensor, f: Any) -> Tensor:
     return plan.restore(f(plan.merge(x))) if kind in setting.modules else f(x)
 
 
-def _visual(host: Any, x: Tensor, raw: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
+def _visual(
+    host: Any, x: Tensor, raw: Tensor, _: Tensor, setting: Setting
+) -> tuple[Tensor, Tensor]:
     attention = host.attn1
     keys = attention.to_k(x)
     metric = raw if setting.metric == "token" else head_mean(keys, attention.heads)
@@ -167,23 +188,9 @@ def _visual(host: Any, x: Tensor, raw: Tensor, setting: Setting) -> tuple[Tensor
 
 
 def _textual(
-    host: Any, x: Tensor, _: Tensor, text: Tensor, raw: Tensor, setting: Setting
+    host: Any, x: Tensor, raw: Tensor, text: Tensor, setting: Setting
 ) -> tuple[Tensor, Tensor]:
     attention = host.attn2
     queries = attention.to_q(x)
     metric = raw if setting.metric == "token" else head_mean(queries, attention.heads)
     return metric, guide_row(attention.to_k(text).mean(0), queries, attention.heads)
-
-
-def _plan(
-    measured: list[tuple[Tensor, Tensor]],
-    sample: int,
-    grid: tuple[int, int],
-    setting: Setting,
-    pair: int | None,
-) -> Groups:
-    metric, value = measured[sample]
-    if pair is not None:
-        other = measured[(sample + pair) % (2 * pair)]
-        metric, value = (metric + other[0]) / 2, (value + other[1]) / 2
-    return groups(metric, value, grid, setting)

@@ -56,11 +56,16 @@ class Rotary:
         return x * self.cos[head, at] + partner * self.sin[head, at]
 
 
-def degree(setting: Setting, r_i: float, a_i: float, block: int, n: int) -> float:
+def default_alpha(setting: Setting, redundancies: list[float], n: int) -> float:
+    """What gives the average token, A = 1 / n, the geometric mean of 1 - R as its weight."""
+    share = 1.0 if setting.guide == "cls" else 0.2
+    logs = [math.log(max(1 - r, 1e-6)) for r in redundancies]
+    return share * math.exp(sum(logs) / len(logs)) * n / 30.0
+
+
+def degree(setting: Setting, r_i: float, a_i: float, block: int, alpha: float) -> float:
     """E of one token; the released code's factor 30 on A."""
     a_i = 30.0 * a_i
-    most = 6.0 if setting.guide == "cls" else 0.6
-    alpha = most * n / 577 if setting.alpha is None else setting.alpha
     if setting.method == "redundancy":
         return r_i
     if setting.method == "semantics":
@@ -106,9 +111,16 @@ def merge_step(
         elif r_i == -math.inf:
             stranded.append((i, goal))
         else:
-            scored.append((degree(setting, r_i, float(value[i]), block, n), i, goal))
-    scored.sort(reverse=True)
-    order = padding + [(i, goal) for _, i, goal in scored] + stranded
+            scored.append((r_i, i, goal))
+    alpha = setting.alpha
+    if alpha is None and scored:
+        alpha = default_alpha(setting, [r_i for r_i, _, _ in scored], int((size > 0).sum()))
+    ranked = [
+        (degree(setting, r_i, float(value[i]), block, alpha or 0.0), i, goal)
+        for r_i, i, goal in scored
+    ]
+    ranked.sort(reverse=True)
+    order = padding + [(i, goal) for _, i, goal in ranked] + stranded
     gone = dict(order[: amount(setting, n)])
     rows, sizes, kept = [], [], []
     for t in range(n):

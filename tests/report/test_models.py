@@ -11,16 +11,20 @@ PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
 
 def test_the_page_is_what_the_rows_say() -> None:
-    assert PAGE.read_text(encoding="utf-8") == markdown(hosts.rows(), hosts.REFUSALS), (
+    page = markdown(hosts.rows(), hosts.denoisers(), hosts.REFUSALS)
+    assert PAGE.read_text(encoding="utf-8") == page, (
         "run: turbovlm models --markdown > docs/models.md"
     )
 
 
 def test_every_row_and_every_refusal_is_listed() -> None:
     rows, refusals = hosts.rows(), hosts.REFUSALS
-    data = to_dict(rows, refusals)
+    data = to_dict(rows, hosts.denoisers(), refusals)
     assert [record["block"] for record in data["supported"]] == [row.block for row in rows]
     assert all(record["example"] for record in data["supported"])
     assert [r["reason"] for r in data["refused"]] == [r.reason for r in refusals]
-    supported, refused = tables(rows, refusals)
+    supported, drawing, refused = tables(rows, hosts.denoisers(), refusals)
+    assert [record["block"] for record in data["denoisers"]] == [d.block for d in hosts.denoisers()]
+    assert all(record["left alone"] and record["example"] for record in data["denoisers"])
+    assert drawing.row_count == len(hosts.denoisers())
     assert (supported.row_count, refused.row_count) == (len(rows), len(refusals))

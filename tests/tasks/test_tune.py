@@ -114,14 +114,14 @@ def test_it_needs_few_evaluations_and_writes_all_of_them_down(loose: Tuned) -> N
     assert list(dict.fromkeys(stages)) == ["block", "shape", "alpha", "ladder", "validation"]
     assert stages.count("block") == 6
     assert stages.count("shape") == 4
-    assert stages.count("alpha") == 3
-    assert len(stages) < 48
+    assert stages.count("alpha") == 2
+    assert len(stages) < 60
     assert {trial.loss.images for trial in loose.trials if trial.stage != "validation"} == {8}
 
 
 def test_the_fastest_of_the_accepted_is_chosen(loose: Tuned, task: Task[Any]) -> None:
     kept = {t.merge for t in loose.trials if t.stage == "validation" and t.loss.within(0.5)}
-    assert 1 <= len(kept) <= 2
+    assert len(kept) > 1
     pixels = torch.zeros(1, 3, 160, 160)
     work = {}
     for merge in kept:
@@ -215,6 +215,31 @@ def test_labels_follow_their_images(task: Task[Any], images: ImageFolder) -> Non
     # every label is the unmerged model's own answer, so accuracy is agreement
     trial = search.tried("ladder", Merge(r=12))
     assert trial.quality["accuracy"] == trial.quality["agreement"] == 1 - trial.loss.mean < 1
+
+
+def test_validation_climbs_from_below_and_stops_at_the_first_refusal(
+    task: Task[Any], images: ImageFolder
+) -> None:
+    searched, held = split(IMAGES, 0)
+    search = Search(task, images, searched, Plan(batch=8), by_operations)
+    part = Part(task, images, held, 8, keep=True)
+    gentle, much = Merge(r=1), Merge(r=12)
+    low, high = (loss_of(part.scores(merge)).bound for merge in (gentle, much))
+    assert low < high
+    promise = (low + high) / 2
+
+    def tested(ladder: list[Merge], rung: int) -> tuple[Merge | None, list[Merge]]:
+        search.trials.clear()
+        found = search.validate(part, ladder, rung, promise)
+        return found and found.merge, [trial.merge for trial in search.trials]
+
+    same = Merge(r=1, min_tokens=2)  # as gentle as the first
+    assert tested([gentle, same, much, same], 1) == (same, [gentle, same, much])
+    # it begins at four fifths of the height, and goes down only where that is refused
+    assert tested([gentle, gentle, gentle, same], 3) == (same, [gentle, same])
+    assert tested([gentle, much, same], 2) == (gentle, [much, gentle])
+    assert tested([much, much], 1) == (None, [much])
+    assert tested([gentle, same], -1) == (None, [])
 
 
 @pytest.mark.parametrize("promise", [0.0, 1.0, -0.1, float("nan")])

@@ -10,12 +10,14 @@ from typing import Annotated
 import typer
 
 import turbovlm
-from turbovlm.cli.arguments import join_values
+from turbovlm.cli.arguments import join_command, join_values
 from turbovlm.cli.bench import bench
 from turbovlm.cli.check import check
 from turbovlm.cli.demo import demo
 from turbovlm.cli.eval import evaluate
+from turbovlm.cli.eval_generation import evaluate_generation
 from turbovlm.cli.flops import flops
+from turbovlm.cli.generate import generate
 from turbovlm.cli.models import models
 from turbovlm.cli.sweep import sweep
 from turbovlm.cli.tune import tune
@@ -29,7 +31,9 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(bench)
+app.command()(generate)
 app.command("eval")(evaluate)
+app.command("eval generation")(evaluate_generation)
 app.command()(sweep)
 app.command()(tune)
 app.command()(flops)
@@ -42,6 +46,7 @@ ENVIRONMENT = {
     # Our progress bar stands for theirs, and theirs would draw over it.
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
     # OpenMP's threads wait for each other in a busy loop, of about a millisecond by default. Where
     # another program holds one of the cores, that wait made the demo ten times slower.
     "GOMP_SPINCOUNT": "20000",
@@ -68,6 +73,8 @@ def top(
 
     [bold]turbovlm bench[/]  measures it on your model and your images.
 
+    [bold]turbovlm generate[/]  draws pictures with and without merging, side by side.
+
     [bold]turbovlm eval[/]  scores it on the data of a task: predictions, metrics, intervals.
 
     [bold]turbovlm sweep[/]  measures all combinations of settings and marks the best ones.
@@ -87,7 +94,7 @@ def run(argv: Sequence[str]) -> int:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        code = app(join_values(argv), prog_name="turbovlm", standalone_mode=False)
+        code = app(join_values(join_command(argv)), prog_name="turbovlm", standalone_mode=False)
     except TurboError as error:
         return _fail(str(error))
     except UsageError as error:

@@ -10,7 +10,7 @@ import typer
 
 from turbovlm.errors import ConfigError
 
-SEVERAL = ("--r", "--method", "--alpha", "--inflection")
+SEVERAL = ("--r", "--ratio", "--method", "--alpha", "--inflection")
 MODEL_HELP = (
     "timm:NAME, torchvision:NAME, open_clip:NAME, a local folder with a config.json, or a hub id "
     "of transformers."
@@ -53,6 +53,12 @@ def join_values(argv: Sequence[str]) -> list[str]:
         else:
             joined += [word, ",".join(values)] if values else [word]
     return joined
+
+
+def join_command(argv: Sequence[str]) -> list[str]:
+    """``eval generation`` is one command: it shares no data and few options with ``eval``."""
+    words = list(argv)
+    return [" ".join(words[:2]), *words[2:]] if words[:2] == ["eval", "generation"] else words
 
 
 def names(text: str, flag: str) -> list[str]:

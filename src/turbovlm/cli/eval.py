@@ -17,7 +17,9 @@ def evaluate(
     task: Annotated[
         str,
         typer.Argument(
-            help="classification, retrieval, captioning, vqa, nlvr2 or agreement.", metavar="TASK"
+            help="classification, retrieval, captioning, vqa, nlvr2 or agreement; generation has "
+            "options of its own: turbovlm eval generation --help.",
+            metavar="TASK",
         ),
     ],
     model: Annotated[str, typer.Option(help=MODEL_HELP + " lab:NAME for a built-in one.")],

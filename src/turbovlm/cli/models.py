@@ -13,7 +13,7 @@ def models(
         bool, typer.Option("--markdown", help="Print the page docs/models.md.")
     ] = False,
 ) -> None:
-    """List the encoders that can be patched, and those that are refused with the reason.
+    """List what can be patched: encoders, denoisers; and what is refused, with the reason.
 
     Example:
 
@@ -26,10 +26,10 @@ def models(
 
     if json and markdown:
         raise ConfigError("--json and --markdown are two forms of one list: give one")
-    rows, refusals = hosts.rows(), hosts.REFUSALS
+    known = hosts.rows(), hosts.denoisers(), hosts.REFUSALS
     if json:
-        print_json(report.to_dict(rows, refusals))
+        print_json(report.to_dict(*known))
     elif markdown:
-        print(report.markdown(rows, refusals), end="")
+        print(report.markdown(*known), end="")
     else:
-        print_parts(*report.tables(rows, refusals))
+        print_parts(*report.tables(*known))

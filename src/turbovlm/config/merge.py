@@ -40,9 +40,9 @@ class Merge(Setting):
             ``"redundancy"`` (the paper's first baseline, ToMe), ``"semantics"`` (its second)
             and ``"random"`` (Table 8, A1) are the same code with another score.
         alpha: weight of the semantic value in S1, S3 and S4. A number means what it means in the
-            paper's tables. None, the default, is the paper's 6 at the paper's 577 tokens and
-            follows the length elsewhere, a tenth of that without a cls token: see
-            `turbovlm.maths.information.alpha_for`.
+            paper's tables. None, the default, fits each image and
+            block: the average token loses the typical distance to a best destination, a fifth of
+            it without a cls token: see `turbovlm.maths.information.alpha_for`.
         fusion: S1 ``R - alpha A``, S2 ``R / A``, S3 ``R (1 - alpha A)``,
             S4 ``R - beta^|gamma - block| alpha A`` (supplementary Eq. 3 to 6; blocks from 1).
         beta: base of S4, > 0.

@@ -39,8 +39,8 @@ class MergeRestore(Setting):
         method: whose score chooses the tokens. ``"turbo"`` is the information degree
             ``R - alpha A``; ``"redundancy"`` is R, ``"semantics"`` is -A, and ``"random"``
             chooses tokens and destinations by lot.
-        alpha: weight of the semantic value. None, the default, follows the number of tokens:
-            see `turbovlm.maths.generation.alpha_for`.
+        alpha: weight of the semantic value. None, the default, fits each sample and
+            block: see `turbovlm.maths.generation.alpha_for`.
         destinations: ``"grid"`` has one in every cell; ``"bipartite"`` is the paper's plain
             split into even and odd positions.
         cell: height and width of a cell of the grid, in tokens.

@@ -17,6 +17,7 @@ DENOISERS = (
         attention=("attn1", "attn2"),
         feed_forward=("ff",),
         latent="sample",
+        left="convolutions; attention outside transformer blocks",
         example="stable-diffusion-v1-5/stable-diffusion-v1-5",
     ),
     Denoiser(
@@ -28,6 +29,7 @@ DENOISERS = (
         attention=("attn1", "attn2"),
         feed_forward=("ff",),
         patch="config.patch_size",
+        left="nothing",
         example="PixArt-alpha/PixArt-Sigma-XL-2-512-MS",
     ),
     Denoiser(
@@ -36,6 +38,7 @@ DENOISERS = (
         attention=("attn", "attn2"),
         feed_forward=("ff",),
         patch="config.patch_size",
+        left="the prompt's tokens",
         example="stabilityai/stable-diffusion-3.5-medium",
     ),
     Denoiser(
@@ -46,6 +49,7 @@ DENOISERS = (
         ids="img_ids",
         clock=1.0,
         follow=("image_rotary_emb",),
+        left="the prompt's tokens; samples attend one by one",
         example="black-forest-labs/FLUX.1-dev",
     ),
     Denoiser(
@@ -56,6 +60,7 @@ DENOISERS = (
         ids="img_ids",
         clock=1.0,
         follow=("image_rotary_emb",),
+        left="the prompt's tokens; samples attend one by one",
         example="black-forest-labs/FLUX.1-dev",
     ),
 )

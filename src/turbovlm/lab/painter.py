@@ -1,4 +1,4 @@
-"""The lab's painter: a small Stable Diffusion of diffusers that draws scenes from their captions.
+"""The lab's painter: a small Stable Diffusion that draws scenes of up to three objects.
 
 It is a `StableDiffusionPipeline` like any other: an autoencoder that halves 64 pixels to a latent
 of 32 x 32, a text encoder with one token per word, and a UNet whose first level therefore holds
@@ -20,6 +20,7 @@ from torch import Tensor
 from turbovlm.errors import ModelError, require
 from turbovlm.lab.captioner import CAPTION_TOKENS, SPECIAL_TOKENS
 from turbovlm.lab.grammar import vocabulary
+from turbovlm.lab.scenes import layout, split
 
 if TYPE_CHECKING:
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
@@ -30,6 +31,7 @@ WEIGHTS = Path(__file__).parent / "weights" / "painter"
 PIXELS = 64
 STEPS = 20
 GUIDANCE = 3.0
+OBJECTS = 3
 _TEXT_WIDTH = 128
 
 
@@ -111,9 +113,8 @@ def load(folder: Path | str = WEIGHTS) -> StableDiffusionPipeline:
         raise ModelError(
             f"no painter in {folder}: train one with python -m turbovlm.lab.train_painter"
         )
-    pipe = diffusers.StableDiffusionPipeline.from_pretrained(
-        folder, torch_dtype=torch.float32, low_cpu_mem_usage=False
-    )
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+    pipe.text_encoder.float()  # of the parts only this one keeps the file's precision
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -125,6 +126,23 @@ def save(pipe: Any, folder: Path, record: dict[str, Any]) -> None:
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     for path in folder.rglob("*.safetensors"):
         path.chmod(0o644)  # or an installed copy is readable by its owner alone
+
+
+def subjects(name: str, start: int, count: int) -> list[int]:
+    """Seeds of scenes that the painter draws, those of at most `OBJECTS` objects, in order.
+
+    Args:
+        name: of the split.
+        start: index of the first scene that is looked at.
+        count: how many.
+    """
+    found: list[int] = []
+    while len(found) < count:
+        seed = split(name, start)
+        start += 1
+        if len(layout(seed)) <= OBJECTS:
+            found.append(seed)
+    return found
 
 
 def shrink(images: Sequence[NDArray[np.uint8]]) -> Tensor:

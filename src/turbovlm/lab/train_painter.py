@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -25,11 +26,12 @@ from torch.nn import functional
 
 from turbovlm.lab import captioner, painter
 from turbovlm.lab.data import caption_tokens
-from turbovlm.lab.grammar import Accuracy, attribute_accuracy
-from turbovlm.lab.scenes import Scene, layout, scene, split
+from turbovlm.lab.grammar import Accuracy, attribute_accuracy, describe
+from turbovlm.lab.scenes import Scene, layout, scene
 from turbovlm.lab.train import Link, half_cosine
 
 _DROPPED = 0.1  # share of the captions left empty, for classifier-free guidance
+_STRIDE = 100  # indices of scenes that a batch may look at: about three in five have few objects
 _KEEP = 0.999  # of the running mean of the weights, which is what is saved
 
 
@@ -47,12 +49,17 @@ class Plan:
     check_every: int = 400
     check_scenes: int = 32
     out: Path = painter.WEIGHTS
+    start: Path | None = None
 
 
-def scenes(plan: Plan, first: int, count: int, step: int = 1) -> list[Scene]:
-    """Scenes of the training split, ten million for each seed of a run."""
-    start = plan.seed * 10_000_000 + first
-    return [scene(split("train", start + i)) for i in range(0, count, step)]
+def scenes(plan: Plan, batch: int, rank: int = 0, ranks: int = 1) -> list[Scene]:
+    """One process's share of a batch from the training split, ten million for each seed of a run.
+
+    A run that goes on from another one's weights sees other scenes.
+    """
+    start = plan.seed * 10_000_000 + (5_000_000 if plan.start else 0) + batch * _STRIDE
+    seeds = painter.subjects("train", start, plan.batch)
+    return [scene(seed) for seed in seeds[rank::ranks]]
 
 
 def train_autoencoder(plan: Plan, vae: Any, report: Callable[[int, float, str], None]) -> None:
@@ -61,7 +68,7 @@ def train_autoencoder(plan: Plan, vae: Any, report: Callable[[int, float, str], 
     begun, step, done = time.monotonic(), 0, 0.0
     while done < 1:
         done = min(1.0, (time.monotonic() - begun) / (60 * plan.autoencoder_minutes))
-        pixels = painter.shrink([s.image for s in scenes(plan, step * 16, 16)])
+        pixels = painter.shrink([s.image for s in scenes(plan, step, 0, 2)])
         for group in optimiser.param_groups:
             group["lr"] = plan.rate * min((step + 1) / 100, 0.01 + 0.99 * half_cosine(done))
         with torch.autocast("cpu", torch.bfloat16):
@@ -75,7 +82,7 @@ def train_autoencoder(plan: Plan, vae: Any, report: Callable[[int, float, str], 
         step += 1
         report(step, done, f"autoencoder error {error.item():.4f}" if step % 50 == 0 else "")
     with torch.no_grad():
-        pixels = painter.shrink([s.image for s in scenes(plan, 0, 64)])
+        pixels = painter.shrink([s.image for s in scenes(plan, 0)])
         spread = vae.encode(pixels).latent_dist.mean.std().item()
     vae.register_to_config(scaling_factor=1 / spread)
 
@@ -88,8 +95,9 @@ def loss(pipe: Any, batch: Sequence[Scene], rng: RandomState) -> Tensor:
         latent = pipe.vae.encode(painter.shrink([s.image for s in batch])).latent_dist.mean
         latent = latent * pipe.vae.config.scaling_factor
     noise = torch.from_numpy(rng.standard_normal(latent.shape)).float()
-    # one time in every equal part of the range, so that no batch is all easy or all hard
-    place = (np.arange(len(batch)) + rng.rand(len(batch))) / len(batch)
+    # one time in every equal part of the range, so that no batch is all easy or all hard; late
+    # times, where the layout is decided, come more often
+    place = np.sqrt((np.arange(len(batch)) + rng.rand(len(batch))) / len(batch))
     times = torch.from_numpy(place * scheduler.config.num_train_timesteps).long()
     with torch.autocast("cpu", torch.bfloat16):
         text = pipe.text_encoder(torch.from_numpy(tokens)).last_hidden_state
@@ -127,6 +135,7 @@ def train(plan: Plan, pipe: Any, report: Callable[[int, float, str], None]) -> A
                 "scenes": step * plan.batch,
                 "minutes": round((time.monotonic() - begun) / 60, 1),
                 "validation": asdict(score),
+                "before": _record(plan.start),
             }
             painter.save(copy.deepcopy(mean), plan.out, record)
             text += f" read: precision {score.precision:.3f} recall {score.recall:.3f}"
@@ -154,8 +163,7 @@ def _steps(plan: Plan, pipe: Any, link: Link, rank: int) -> Iterator[tuple[int, 
     begun, step, done = time.monotonic(), 0, 0.0
     while done < 1:
         step += 1
-        first = 1_000_000 + (step - 1) * plan.batch + rank
-        error = loss(pipe, scenes(plan, first, plan.batch - rank, plan.processes), rng)
+        error = loss(pipe, scenes(plan, step, rank, plan.processes), rng)
         error.backward()
         gradient = nn.utils.parameters_to_vector(
             [torch.zeros_like(p) if p.grad is None else p.grad.contiguous() for p in parameters]
@@ -173,11 +181,16 @@ def _steps(plan: Plan, pipe: Any, link: Link, rank: int) -> Iterator[tuple[int, 
         yield step, done, f"loss {error.item():.4f}"
 
 
+def _record(folder: Path | None) -> Any:
+    """What is known of the run that this one goes on from."""
+    if folder is None:
+        return None
+    return json.loads((folder / "training.json").read_text(encoding="utf-8"))
+
+
 def check(pipe: Any, number: int) -> Accuracy:
     """Draw validation captions and read them with the lab's captioner."""
-    from turbovlm.lab.grammar import describe
-
-    objects = [layout(split("validation", i)) for i in range(number)]
+    objects = [layout(seed) for seed in painter.subjects("validation", 0, number)]
     pipe.set_progress_bar_config(disable=True)
     drawn = pipe(
         [describe(o) for o in objects],
@@ -200,12 +213,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=default.minutes)
     parser.add_argument("--seed", type=int, default=default.seed, help="0 to 99")
     parser.add_argument("--out", type=Path, default=default.out, help="folder for the weights")
+    parser.add_argument("--start", type=Path, help="go on from these weights, anew")
     parser.add_argument("--processes", type=int, default=default.processes, help="one core each")
     plan = Plan(**vars(parser.parse_args(arguments)))
     torch.manual_seed(plan.seed)
-    pipe = painter.build()
+    pipe = painter.build() if plan.start is None else painter.load(plan.start)
+    stages = (("autoencoder", train_autoencoder), ("painter", train))
     with Progress() as bar:
-        for name, body in (("autoencoder", train_autoencoder), ("painter", train)):
+        for name, body in stages[plan.start is not None :]:
             task = bar.add_task(name, total=1.0)
 
             def report(step: int, done: float, text: str, task: Any = task) -> None:

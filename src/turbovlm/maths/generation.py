@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from turbovlm.config import MergeRestore
-from turbovlm.maths.information import PAPER_TOKENS, SEMANTIC_SCALE, random_scores
+from turbovlm.maths.information import SEMANTIC_SCALE, random_scores, typical_distance
 from turbovlm.maths.matching import TILE_ROWS, TILE_TOKENS, Plan, complete
-from turbovlm.maths.merging import fold, restore, take
+from turbovlm.maths.merging import restore, take
 
-RESTORE_ALPHA = 0.6
-"""The default alpha at `PAPER_TOKENS`; in proportion to N elsewhere, since A sums to 1."""
+GUIDE_WEIGHT = 0.2
+"""Share of the typical distance that the average token loses by default, as in encoders without
+cls, where the same mean query guides."""
 
 TEMPERATURE = 0.1
 """Of the softmax over information degrees in the weighted restore; the paper names none."""
@@ -39,32 +40,40 @@ class Fold:
 
     Attributes:
         plan: what is merged.
-        weight: ``(B, r)`` share of each source in its group.
         owner: ``(B, N)`` who stands for each position among the survivors.
+        order: ``(B N,)`` rows of the flattened batch, group by group.
+        start: ``(B (N - r),)`` where each group starts in ``order``.
         second: ``(B, r)`` the runner-up of each source among the survivors, weighted restore only.
         share: ``(B, r, 1)`` what of a source's value comes from the runner-up.
     """
 
     plan: Plan
-    weight: Tensor
     owner: Tensor
+    order: Tensor
+    start: Tensor
     second: Tensor | None = None
     share: Tensor | None = None
 
-    def twice(self) -> Fold:
-        """The same for a batch that repeats the samples of this one."""
-        plan = self.plan
-        doubled = Plan(
-            *(t.repeat(2, 1) for t in (plan.source, plan.destination, plan.keep, plan.slot)),
-            tokens=plan.tokens,
-        )
-        second = None if self.second is None else self.second.repeat(2, 1)
-        share = None if self.share is None else self.share.repeat(2, 1, 1)
-        return Fold(doubled, self.weight.repeat(2, 1), self.owner.repeat(2, 1), second, share)
+    @classmethod
+    def of(cls, plan: Plan, second: Tensor | None = None, share: Tensor | None = None) -> Fold:
+        """What follows from a plan; one sort of ``B N`` integers, and static shapes."""
+        batch, kept = plan.keep.shape
+        owner = plan.representative()
+        first = torch.arange(batch, device=owner.device).unsqueeze(1) * kept
+        group = (owner + first).flatten()
+        count = torch.zeros(batch * kept, dtype=torch.int64, device=owner.device)
+        count = count.scatter_add(0, group, torch.ones_like(group))
+        return cls(plan, owner, group.argsort(stable=True), count.cumsum(0) - count, second, share)
 
     def merge(self, x: Tensor) -> Tensor:
-        """``(B, N, C)`` -> ``(B, N - r, C)``: the mean of every group."""
-        return fold(x, self.weight, self.plan)
+        """``(B, N, C)`` -> ``(B, N - r, C)``: the mean of every group.
+
+        A bag of embeddings is just that, and reads every row once: three times as fast as
+        gathering the survivors and adding the sources to them.
+        """
+        batch, kept = self.plan.keep.shape
+        rows = x.reshape(-1, x.shape[-1])
+        return F.embedding_bag(self.order, rows, self.start, mode="mean").view(batch, kept, -1)
 
     def restore(self, y: Tensor) -> Tensor:
         """``(B, N - r, C)`` -> ``(B, N, C)``: every merged position gets a value back."""
@@ -117,9 +126,15 @@ def sets(
     return Sets(torch.cat([rest.flatten(), *edge]), chosen)
 
 
-def alpha_for(config: MergeRestore, tokens: int) -> float:
-    """alpha for an image of ``tokens``: the configured number, or the default that follows N."""
-    return RESTORE_ALPHA * tokens / PAPER_TOKENS if config.alpha is None else config.alpha
+def alpha_for(config: MergeRestore, redundancy: Tensor, tokens: int) -> float | Tensor:
+    """alpha: the configured number, or the one ``(B, 1)`` that fits each sample and block.
+
+    Without a number, a token of average attention loses `GUIDE_WEIGHT` of the typical distance to
+    a best destination; see `turbovlm.maths.information.alpha_for`.
+    """
+    if config.alpha is not None:
+        return config.alpha
+    return typical_distance(redundancy) * (GUIDE_WEIGHT * tokens / SEMANTIC_SCALE)
 
 
 def uses_value(config: MergeRestore) -> bool:
@@ -134,6 +149,7 @@ def match(
     parts: Sets,
     config: MergeRestore,
     block: int,
+    copies: int = 1,
 ) -> Fold:
     """Choose the ``r`` sources with the highest information degree and their destinations.
 
@@ -144,8 +160,9 @@ def match(
         parts: the source and destination sets.
         config: the score and the way of restoring.
         block: index of the block, for ``method="random"``.
+        copies: how often the batch is repeated; the copies share the plan.
     """
-    batch, tokens, _ = metric.shape
+    tokens = metric.shape[1]
     unit = F.normalize(metric if metric.dtype == torch.float64 else metric.float(), dim=-1)
     sources = unit.index_select(1, parts.source)
     destinations = unit.index_select(1, parts.destination).transpose(1, 2)
@@ -161,16 +178,13 @@ def match(
     goals = parts.destination[
         partner.gather(1, chosen.unsqueeze(-1).expand(-1, -1, partner.shape[-1]))
     ]
+    chosen, goals = chosen.repeat(copies, 1), goals.repeat(copies, 1, 1)
     plan, rank = complete(parts.source[chosen], goals[..., 0], tokens)
-    group = torch.ones(batch, tokens, device=metric.device).scatter_add(
-        1, plan.destination, torch.ones(batch, r, device=metric.device)
-    )
-    weight = 1 / group.gather(1, plan.destination)
     if config.restore == "copy":
-        return Fold(plan, weight, plan.representative())
-    similar = best.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 2))
+        return Fold.of(plan)
+    similar = best.repeat(copies, 1, 1).gather(1, chosen.unsqueeze(-1).expand(-1, -1, 2))
     share = (similar / TEMPERATURE).softmax(-1)[..., 1:]
-    return Fold(plan, weight, plan.representative(), rank.gather(1, goals[..., 1]), share)
+    return Fold.of(plan, rank.gather(1, goals[..., 1]), share)
 
 
 def _nearest(sources: Tensor, destinations: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -201,7 +215,7 @@ def _degree(
         return redundancy
     if config.method == "semantics":
         return -value
-    return redundancy - alpha_for(config, tokens) * SEMANTIC_SCALE * value
+    return redundancy - alpha_for(config, redundancy, tokens) * SEMANTIC_SCALE * value
 
 
 def _spread(count: int, lot: Tensor, device: torch.device) -> Tensor:

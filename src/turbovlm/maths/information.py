@@ -15,13 +15,12 @@ SEMANTIC_SCALE = 30.0
 """The released code multiplies A by 30 before alpha; the paper's text does not mention it. Our
 alpha means what the paper's tables mean, so ``alpha=6`` weighs A by 180."""
 
-PAPER_ALPHA = 6.0
-PAPER_TOKENS = 577
-"""The paper's Table of fusion strategies: alpha 6, for BLIP at 384 px with patches of 16."""
+MEAN_WEIGHT = 0.2
+"""Share of the default weight where no cls token guides. The mean query's attention says less: it
+helps a little at a fifth of the weight, and costs more than it brings at the whole."""
 
-MEAN_ALPHA = 0.6
-"""The default at `PAPER_TOKENS` where no cls token guides. The mean query's attention says less: it
-helps a little at a tenth of the weight, and costs more than it brings at the whole."""
+COPY = 1e-6
+"""Least distance 1 - R that is told from none: about the precision of a cosine in fp32."""
 
 
 def semantic_value(logits: Tensor) -> Tensor:
@@ -37,16 +36,45 @@ def semantic_value(logits: Tensor) -> Tensor:
     return logits.float().softmax(-1).mean(1)
 
 
-def alpha_for(config: Merge, tokens: int, guide: str | None = "cls") -> float:
-    """alpha for a sequence of ``tokens``: the configured number, or the one that follows N.
+def typical_distance(redundancy: Tensor, real: Tensor | None = None) -> Tensor:
+    """``(B, 1)``: the geometric mean of 1 - R over the sources of each sample.
 
-    ``guide`` is what supplies A, ``"cls"`` or ``"mean"``. A sums to 1 over the sequence, so a token
-    of a shorter one gets a larger share. Without a number, alpha is the paper's at the paper's
-    length and in proportion to N elsewhere, which keeps the weight of the average token the same.
+    Args:
+        redundancy: R ``(B, S)``.
+        real: ``(B, S)`` bool, False for padding, which does not count.
+    """
+    logs = (1 - redundancy).clamp_min(COPY).log()
+    if real is None:
+        return logs.mean(-1, keepdim=True).exp()
+    total = logs.masked_fill(~real, 0).sum(-1, keepdim=True)
+    return (total / real.sum(-1, keepdim=True).clamp_min(1)).exp()
+
+
+def alpha_for(
+    config: Merge,
+    redundancy: Tensor,
+    tokens: int | Tensor,
+    guide: str | None = "cls",
+    real: Tensor | None = None,
+) -> float | Tensor:
+    """alpha: the configured number, or the one ``(B, 1)`` that fits each sample and block.
+
+    Without a number, a token that gets the average attention (A = 1 / N) loses as much degree as
+    the typical distance to a best destination is, see `typical_distance`. So A and 1 - R stand in
+    the same units: A shrinks as N grows, and where most tokens are nearly copies of others, the
+    differences among those that are not count for more than a guide that may know little.
+
+    Args:
+        config: with alpha, or with None for the default.
+        redundancy: R ``(B, S)``.
+        tokens: N, or ``(B, 1)`` the tokens of each sample that are no padding.
+        guide: what supplies A, ``"cls"`` or ``"mean"``, which weighs a fifth.
+        real: ``(B, S)`` bool, False for padding.
     """
     if config.alpha is not None:
         return config.alpha
-    return (MEAN_ALPHA if guide == "mean" else PAPER_ALPHA) * tokens / PAPER_TOKENS
+    weight = tokens / SEMANTIC_SCALE * (MEAN_WEIGHT if guide == "mean" else 1.0)
+    return typical_distance(redundancy, real) * weight
 
 
 def information_degree(
@@ -55,8 +83,9 @@ def information_degree(
     config: Merge,
     *,
     block: int,
-    tokens: int,
+    tokens: int | Tensor,
     guide: str | None = "cls",
+    real: Tensor | None = None,
 ) -> Tensor:
     """E by the configured method and fusion strategy (supplementary Eq. 3 to 6).
 
@@ -65,8 +94,9 @@ def information_degree(
         value: A ``(B, S)`` of the same tokens; may be None where `needs_guide` is False.
         config: method, fusion, alpha, beta and gamma.
         block: index of the block from 0 (S4 and the paper count from 1).
-        tokens: length of the sequence, for the default alpha.
+        tokens: N, or ``(B, 1)`` the tokens of each sample that are no padding.
         guide: what supplies A, for the default alpha.
+        real: ``(B, S)`` bool, False for padding, which must not sway the default alpha.
 
     Returns:
         ``(B, S)`` fp32.
@@ -79,12 +109,13 @@ def information_degree(
         return redundancy
     if config.method == "semantics":
         return -value
-    scaled, alpha = value * SEMANTIC_SCALE, alpha_for(config, tokens, guide)
+    scaled = value * SEMANTIC_SCALE
+    if config.fusion == "S2":
+        return redundancy / scaled.clamp_min(torch.finfo(torch.float32).tiny)
+    alpha = alpha_for(config, redundancy, tokens, guide, real)
     match config.fusion:
         case "S1":
             return redundancy - alpha * scaled
-        case "S2":
-            return redundancy / scaled.clamp_min(torch.finfo(torch.float32).tiny)
         case "S3":
             return redundancy * (1 - alpha * scaled)
         case "S4":

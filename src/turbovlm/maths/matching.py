@@ -111,12 +111,18 @@ def match(
         partner = (spread * count).long().clamp_max(count - 1).expand_as(partner)
     if value is not None:
         value = value[:, start::2]
-    degree = information_degree(redundancy, value, config, block=block, tokens=tokens, guide=guide)
     if real is None:
+        degree = information_degree(
+            redundancy, value, config, block=block, tokens=tokens, guide=guide
+        )
         chosen = degree.topk(r, dim=1).indices
     else:
+        filled, count = real[:, start::2], real.sum(1, keepdim=True)
+        degree = information_degree(
+            redundancy, value, config, block=block, tokens=count, guide=guide, real=filled
+        )
         degree = degree.masked_fill(redundancy == -torch.inf, -torch.inf)
-        degree = degree.masked_fill(~real[:, start::2], torch.inf)
+        degree = degree.masked_fill(~filled, torch.inf)
         # padding is all equal: stable, so that every device lets the same padding go
         chosen = degree.sort(dim=1, descending=True, stable=True).indices[:, :r]
     source = start + 2 * chosen

@@ -29,23 +29,12 @@ def merge(x: Tensor, size: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     """
     total = size.scatter_add(1, plan.destination, size.gather(1, plan.source))
     weight = size.gather(1, plan.source) / total.gather(1, plan.destination).clamp_min(1e-12)
-    return fold(x, weight, plan), total.gather(1, plan.keep)
-
-
-def fold(x: Tensor, weight: Tensor, plan: Plan) -> Tensor:
-    """`merge` for known weights: ``(B, N, C)`` -> ``(B, N - r, C)``.
-
-    Args:
-        x: ``(B, N, C)`` tokens.
-        weight: ``(B, r)`` the share of each source in the total size of its group.
-        plan: what to merge.
-    """
     source, target = take(x, plan.source), take(x, plan.destination)
     kept = take(x, plan.keep)
     change = (source - target) * weight.unsqueeze(-1).to(x.dtype)
     flat = kept.flatten(0, 1)  # fresh memory from take: adding in place harms nobody
     flat.index_add_(0, _rows(plan.slot, kept.shape[1]), change.flatten(0, 1))
-    return flat.view_as(kept)
+    return flat.view_as(kept), total.gather(1, plan.keep)
 
 
 def restore(x: Tensor, representative: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from turbovlm.config import Merge
+from turbovlm.config import Merge, MergeRestore
 from turbovlm.tasks.base import Measure
 
 NAMED = 10
@@ -16,7 +16,8 @@ NAMED = 10
 def heading(done: Mapping[str, Any]) -> str:
     """Task, model, setting and number of examples in one line."""
     merge = done["merge"]
-    setting = "unmerged" if merge is None else repr(Merge.from_dict(merge))
+    kinds = {kind.kind: kind for kind in (Merge, MergeRestore)}
+    setting = "unmerged" if merge is None else repr(kinds[merge["kind"]].from_dict(merge))
     return f"{done['task']} of {done['model']}, {setting}, {done['examples']} examples"
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 from rich.table import Table
 
+from turbovlm.plug.generation.row import Denoiser
 from turbovlm.plug.row import Refusal, Row
 
+DENOISER_HEADERS = ("denoiser", "merged and restored", "left alone", "example")
 HEADERS = ("library", "encoder", "tokens", "prefix", "guide", "output", "example")
 
 INTRODUCTION = """\
@@ -32,6 +34,15 @@ through BLIP's and BLIP-2's. `turbovlm check MODEL` says it for a model by name.
   its r is another. Padding has size 0 and leaves first.
 """
 
+DENOISERS = """
+## Diffusion
+
+Denoisers of diffusers, alone or in any pipeline, for `turbovlm.MergeRestore`
+([how](generation.md)). Each is tested on a small model with random weights: ratio 0 and removal are
+bit-identical to the host, one compiled graph (Flux: block by block), copies, files, threads, half
+precision. The blocks of UNets equal a slow literal reference. No published weights were at hand.
+"""
+
 REFUSED = """
 ## Known and refused
 
@@ -39,31 +50,46 @@ These raise `UnsuitableBlock` with the reason, and the model stays as it was.
 """
 
 
-def to_dict(rows: Sequence[Row], refusals: Sequence[Refusal]) -> dict[str, Any]:
+def to_dict(
+    rows: Sequence[Row], denoisers: Sequence[Denoiser], refusals: Sequence[Refusal]
+) -> dict[str, Any]:
     """Plain JSON types."""
     return {
         "supported": [
             dict(zip(HEADERS, _cells(r), strict=True)) | {"block": r.block} for r in rows
         ],
+        "denoisers": [
+            dict(zip(DENOISER_HEADERS, _denoiser(d), strict=True)) | {"block": d.block}
+            for d in denoisers
+        ],
         "refused": [{"reason": r.reason, "names": list(r.names)} for r in refusals],
     }
 
 
-def tables(rows: Sequence[Row], refusals: Sequence[Refusal]) -> tuple[Table, Table]:
-    """Supported, and refused with the reason."""
+def tables(
+    rows: Sequence[Row], denoisers: Sequence[Denoiser], refusals: Sequence[Refusal]
+) -> tuple[Table, Table, Table]:
+    """Supported encoders and denoisers, and what is refused with the reason."""
     view = Table(*HEADERS, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         view.add_row(*_cells(row))
     refused = Table("refused", "reason", box=None, pad_edge=False, header_style="bold")
     for refusal in refusals:
         refused.add_row(", ".join(map(_short, refusal.names)), refusal.reason)
-    return view, refused
+    drawing = Table(*DENOISER_HEADERS, box=None, pad_edge=False, header_style="bold")
+    for denoiser in denoisers:
+        drawing.add_row(*_denoiser(denoiser))
+    return view, drawing, refused
 
 
-def markdown(rows: Sequence[Row], refusals: Sequence[Refusal]) -> str:
+def markdown(
+    rows: Sequence[Row], denoisers: Sequence[Denoiser], refusals: Sequence[Refusal]
+) -> str:
     """The page docs/models.md."""
     lines = [INTRODUCTION, _line(HEADERS), _line(("---",) * len(HEADERS))]
     lines += [_line([*cells[:-1], f"`{cells[-1]}`"]) for cells in map(_cells, rows)]
+    lines += [DENOISERS, _line(DENOISER_HEADERS), _line(("---",) * len(DENOISER_HEADERS))]
+    lines += [_line([*cells[:-1], f"`{cells[-1]}`"]) for cells in map(_denoiser, denoisers)]
     lines += [REFUSED, _line(("classes", "reason")), _line(("---", "---"))]
     lines += [_line((", ".join(f"`{n}`" for n in r.names), r.reason)) for r in refusals]
     return "\n".join(lines) + "\n"
@@ -78,6 +104,16 @@ def _cells(row: Row) -> list[str]:
         " + ".join(str(part).rsplit(".", 1)[-1] for part in prefix),
         "cls, else mean" if row.cls else row.guide,
         "by its pooling" if row.pool else "restored" if row.restore else "short",
+        row.example,
+    ]
+
+
+def _denoiser(row: Denoiser) -> list[str]:
+    parts = (*row.attention, *row.feed_forward)
+    return [
+        f"{', '.join(map(_short, row.roots))} ({_short(row.block)})",
+        "the whole block" if row.whole else ", ".join(parts),
+        row.left,
         row.example,
     ]
 

@@ -19,7 +19,7 @@ from turbovlm.report.table import cells, headers, interval, notes
 from turbovlm.tasks.rows import Report
 from turbovlm.tasks.samples import Sample
 
-TEMPLATE = Path(__file__).with_name("page.html.j2")
+HERE = Path(__file__).parent
 
 
 def page(
@@ -37,14 +37,10 @@ def page(
         MissingExtra: if jinja2 or matplotlib is not installed.
     """
     require("jinja2", "report")
-    import jinja2
     from markupsafe import Markup
 
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    return render(
+        "page.html.j2",
         title=title,
         report=report,
         setting=setting,
@@ -56,6 +52,25 @@ def page(
         figures=_figures(report),
         samples=[_sample(sample) for sample in samples],
     )
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from one of the templates beside this file, which share their style.
+
+    Raises:
+        MissingExtra: if jinja2 is not installed.
+    """
+    require("jinja2", "report")
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template(template).render(**values)
 
 
 def _row(report: Report, index: int) -> dict[str, Any]:

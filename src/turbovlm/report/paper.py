@@ -16,6 +16,7 @@ NOTES = (
     "closed formulas; computed: counted now from the real model.\n"
     f"error: computed against exact; equal: within {TOLERANCE:.1%}. ideal: how many times fewer "
     "operations than unmerged.\n"
+    "r: tokens merged in every block, or the share of the tokens that a denoiser is spared.\n"
     "paper: the speed-up that the paper measured, on one RTX 3090 with eager attention."
 )
 
@@ -23,8 +24,8 @@ NOTES = (
 def cells(row: PaperRow) -> list[str]:
     """One row, as text, in the order of `HEADERS`."""
     return [
-        row.name if row.r == 0 else "",
-        str(row.r) if row.r else "-",
+        "" if row.merged else row.name,
+        row.merged or "-",
         "-" if row.published is None else f"{row.published:.1f}",
         f"{row.exact:.3f}".removesuffix("0"),
         f"{row.computed:.3f}",
@@ -42,9 +43,9 @@ def table(rows: Sequence[PaperRow]) -> Table:
         view.add_column(title, justify="left" if title == "model" else "right", no_wrap=True)
     view.add_column("configuration", overflow="fold")
     for row in rows:
-        if row is not rows[0] and row.r == 0:
+        if row is not rows[0] and not row.merged:
             view.add_row()
-        words = [row.configuration] if row.r == 0 else []
+        words = [] if row.merged else [row.configuration]
         words += [row.note] if row.note else []
         style = "" if row.equal else "bold red"
         view.add_row(*(Text(cell, style=style) for cell in [*cells(row), "; ".join(words)]))
@@ -57,5 +58,5 @@ def verdict(rows: Sequence[PaperRow]) -> str:
     worst = max(rows, key=lambda row: abs(row.error))
     return (
         f"{equal} of {len(rows)} rows are within {TOLERANCE:.1%} of the exact figure; the largest "
-        f"difference is {100 * abs(worst.error):.3f} % ({worst.name}, r={worst.r})."
+        f"difference is {100 * abs(worst.error):.3f} % ({worst.name}, r={worst.merged or 0})."
     )

@@ -57,6 +57,6 @@ def test_every_block_is_the_oracle(options: dict[str, Any], paired: bool) -> Non
             tokens = x.shape[1]
             grid = (8, 12) if tokens == 96 else (4, 6)
             setting = literal.Setting(ratio=0.3, **options)
-            slow = literal.block(block, x, prompt, grid, setting, 1 if paired else None)
+            slow = literal.block(block, x, prompt, grid, setting, paired)
             torch.testing.assert_close(out, slow)
     assert not torch.allclose(merged, plain)

@@ -180,7 +180,8 @@ def test_equal_to_tomesd(modules: str) -> None:
         )  # fmt: skip
         peer = case.step()
         tomesd.remove_patch(model)
-        setting = MergeRestore(ratio=0.5, method="redundancy", metric="token", seed=None, **off)
+        own = {"ratio": 0.5, "method": "redundancy", "metric": "token", "seed": None, **off}
+        setting = MergeRestore.from_dict(own)
         with turbovlm.applied(model, setting):
             merged = case.step()
     assert not torch.allclose(peer, plain)

@@ -32,7 +32,8 @@ class Denoiser:
         clock: what the root's ``timestep`` counts up to.
         follow: arguments of the attention laid out along text and visual tokens, ``(T + N, d)``
             tables that all samples share; they follow the survivors of each sample.
-        example: a model of this row, for the documentation.
+        left: what is not merged, in words, for the documentation.
+        example: a model of this row, likewise.
     """
 
     block: str
@@ -45,6 +46,7 @@ class Denoiser:
     ids: str | None = None
     clock: float = 1000.0
     follow: tuple[str, ...] = ()
+    left: str = ""
     example: str = ""
 
     def patch_of(self, root: nn.Module) -> int:

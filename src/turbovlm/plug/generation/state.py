@@ -108,6 +108,16 @@ class Call:
             "added beside the image, cannot be followed; switch that off, or turbovlm.remove(model)"
         )
 
+    def halves(self, x: Tensor) -> Tensor:
+        """What a plan is measured on, ``(B, ...)``: the mean of paired halves, once; or ``x``."""
+        if self.paired is False:
+            return x
+        first, second = x.chunk(2)
+        mean = (first + second) / 2
+        if self.paired is True:
+            return mean
+        return torch.where(self.paired, torch.cat([mean, mean]), x)
+
     def level(self, tokens: int) -> tuple[int, int]:
         """Height and width of the first level with no more tokens; each halves, rounding up."""
         height, width = self.grid
@@ -211,18 +221,15 @@ class Patch:
         parts: Any,
         block: int,
     ) -> Fold:
-        value = received(attention, x, text) if uses_value(self.config) else None
-        tokens = x if call.block is None else call.block
-        paired, half = call.paired, x.shape[0] // 2
-        if paired is True:
-            tokens = (tokens[:half] + tokens[half:]) / 2
-            value = None if value is None else (value[:half] + value[half:]) / 2
-        metric = tokens if self.config.metric == "token" else similarity(attention, tokens)
-        if isinstance(paired, Tensor):
-            metric = _both(metric, paired)
-            value = None if value is None else _both(value, paired)
-        fold = match(metric, value, r, parts, self.config, block)
-        return fold.twice() if paired is True else fold
+        tokens = x = call.halves(x)
+        if self.config.metric == "token" and call.block is not None:
+            tokens = call.halves(call.block)
+        value = None
+        if uses_value(self.config):
+            value = received(attention, x, None if text is None else call.halves(text))
+        metric = tokens if self.config.metric == "token" else similarity(attention, x)
+        copies = 2 if call.paired is True else 1
+        return match(metric, value, r, parts, self.config, block, copies)
 
     def _grid(self, root: nn.Module, given: Mapping[str, Any]) -> tuple[int, int]:
         latent, side = given[self.row.latent], self.row.patch_of(root)
@@ -277,10 +284,3 @@ def _paired(latent: Tensor) -> bool | Tensor:
     if latent.device.type == "cpu" and not torch.compiler.is_compiling():
         return torch.equal(latent[:half], latent[half:])
     return (latent[:half] == latent[half:]).all()
-
-
-def _both(x: Tensor, paired: Tensor) -> Tensor:
-    """Both halves get their mean where ``paired`` holds, without asking whether it does."""
-    first, second = x.chunk(2)
-    mean = ((first + second) / 2).repeat(2, *(1 for _ in x.shape[1:]))
-    return torch.where(paired, mean, x)

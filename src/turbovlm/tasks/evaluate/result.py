@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from turbovlm.config import Merge
+from turbovlm.config import Merge, MergeRestore
 from turbovlm.errors import InputError
 from turbovlm.tasks.evaluate.stage import Evaluation, Scores
 from turbovlm.tasks.metrics.intervals import interval
@@ -17,7 +17,7 @@ Result = dict[str, Any]
 
 def result(
     evaluation: Evaluation,
-    merge: Merge | None,
+    merge: Merge | MergeRestore | None,
     scores: Scores,
     broken: Mapping[str, str],
     seconds: float,

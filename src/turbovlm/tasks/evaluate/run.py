@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import turbovlm
-from turbovlm.config import Merge
+from turbovlm.config import Merge, MergeRestore
 from turbovlm.errors import ConfigError, InputError
 from turbovlm.measure import environment
 from turbovlm.tasks.evaluate.records import Records, claim, digest, replace
@@ -65,7 +65,7 @@ class Clock:
 
 def run(
     evaluation: Evaluation,
-    merge: Merge | None,
+    merge: Merge | MergeRestore | None,
     plan: Plan,
     progress: Progress = lambda stage, done, total: None,
 ) -> Result | None:

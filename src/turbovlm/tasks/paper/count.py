@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 import turbovlm
-from turbovlm.config import Merge
 from turbovlm.errors import require
 from turbovlm.measure.flops import flops
 from turbovlm.tasks.paper.table import TABLE, Subject
@@ -34,7 +33,7 @@ class PaperRow:
 
     Attributes:
         name: task and model.
-        r: tokens merged in every block, 0 for the unmerged model.
+        r: tokens merged in every block; 0 with no ratio is the unmerged model.
         published: GFLOPs that the paper prints, if they can be derived.
         exact: GFLOPs by the closed formulas of its convention.
         computed: GFLOPs counted now from the model.
@@ -42,6 +41,7 @@ class PaperRow:
         throughput: the speed-up that the paper measured, if any.
         configuration: what was counted, in words.
         note: what sets this row apart from the others of its model.
+        ratio: fraction of the tokens that a denoiser's modules are spared.
     """
 
     name: str
@@ -53,6 +53,12 @@ class PaperRow:
     throughput: float | None
     configuration: str
     note: str
+    ratio: float = 0.0
+
+    @property
+    def merged(self) -> str:
+        """What was merged: r, a percentage, or nothing."""
+        return f"{100 * self.ratio:.0f} %" if self.ratio else str(self.r or "")
 
     @property
     def error(self) -> float:
@@ -98,7 +104,7 @@ def count(subject: Subject) -> Iterator[PaperRow]:
     base = None
     for line in subject.lines:
         run = partial(subject.run, line.steps) if line.steps and not spoken else subject.run
-        merged = turbovlm.applied(model, Merge(r=line.r)) if line.r else nullcontext()
+        merged = turbovlm.applied(model, line.config) if line.config else nullcontext()
         with merged:
             gflops = _count(model, run) + sum(spoken[: line.steps])
         base = base or gflops
@@ -112,6 +118,7 @@ def count(subject: Subject) -> Iterator[PaperRow]:
             throughput=line.throughput,
             configuration=subject.configuration,
             note=line.note,
+            ratio=line.ratio,
         )
 
 

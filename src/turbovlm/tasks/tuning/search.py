@@ -11,7 +11,6 @@ from typing import Any
 import turbovlm
 from turbovlm.config import Merge
 from turbovlm.errors import ModelError
-from turbovlm.maths.information import PAPER_ALPHA, PAPER_TOKENS
 from turbovlm.measure import Timing, compare
 from turbovlm.measure.speed import Ratio
 from turbovlm.tasks.base import Task, calling, summarize
@@ -27,7 +26,8 @@ PROBED = 1 / 6  # share of the tokens that a probe removes
 SHAPES = ("the same r", "every block", "every second", "few in the middle")
 COMPARED = 0.25  # share of the operations that the shapes save while they are compared
 FINALISTS = 2  # shapes that are followed to the end
-STEP, RUNGS = 0.02, 30  # what each rung of the ladder saves more, and its length
+STEP, RUNGS = 0.01, 60  # what each rung of the ladder saves more, and its length
+START = 4 / 5  # of the height that the searched images allow: where validation begins
 ROUNDS = 6  # of timing, for the shapes
 
 Timer = Callable[[Mapping[str, Callable[[], object]]], Mapping[str, Timing]]
@@ -115,9 +115,8 @@ class Search:
         return best, found[best[0]].merge
 
     def weigh(self, merge: Merge) -> dict[str, Any]:
-        """The semantic weight with the least drift: the default, half of it, or none."""
-        half = round(PAPER_ALPHA * self.tokens / PAPER_TOKENS / 2, 2)
-        choices: list[dict[str, Any]] = [{}, {"alpha": half}, {"method": "redundancy"}]
+        """The semantic weight with the least drift: the default one, or none."""
+        choices: list[dict[str, Any]] = [{}, {"method": "redundancy"}]
         drifts = []
         for step, fields in enumerate(choices):
             self.tell("comparing weights", step, len(choices))
@@ -139,13 +138,32 @@ class Search:
     def validate(
         self, part: Part, ladder: Sequence[Merge], rung: int, promise: float
     ) -> Trial | None:
-        """The highest rung from ``rung`` down that keeps the promise on ``part``, if any."""
-        for step, index in enumerate(range(rung, -1, -1)):
-            self.tell("validating", step, rung + 1)
+        """The highest rung that keeps the promise on ``part``, tested from below, if any.
+
+        Every rung is tested only after all those between it and the first were accepted. Then a
+        wrong acceptance is no likelier than for one test, however many follow. If already the
+        first is not accepted, the next lower ones are tried, without that guarantee.
+
+        Args:
+            part: images that were not searched with.
+            ladder: settings that save more and more.
+            rung: the highest that the searched images allow; -1 for none.
+            promise: the most that may be lost.
+        """
+        first = math.floor(START * rung)
+        accepted = None
+        for step, index in enumerate(range(max(first, 0), len(ladder) if rung >= 0 else 0)):
+            self.tell("validating", step, len(ladder) - first)
+            trial = self.tried("validation", ladder[index], part)
+            if not trial.loss.within(promise):
+                break
+            accepted = trial
+        for step, index in enumerate(range(first - 1, -1, -1) if accepted is None else ()):
+            self.tell("validating", step, first)
             trial = self.tried("validation", ladder[index], part)
             if trial.loss.within(promise):
                 return trial
-        return None
+        return accepted
 
     def tell(self, stage: str, done: int, total: int) -> None:
         """Progress of a stage, with the number of the evaluation that begins."""

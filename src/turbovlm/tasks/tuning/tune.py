@@ -87,9 +87,10 @@ def tune(
     The search ranks by drift and by a seeded third of the images. It probes the blocks one by
     one, allocates removals to them (`turbovlm.tasks.tuning.allocate`) in a few shapes, of which the
     paper's constant r is one, times these, and compares the semantic weights. Then it climbs
-    a ladder of ever more savings with the best two shapes. The highest rung that keeps the promise
-    there is validated on the other images: it is accepted if the 95 % bound of its mean loss is
-    within the promise, else the next lower rung is tried. The accepted ones are timed.
+    a ladder of ever more savings with the best two shapes. From four fifths of the height that
+    keeps the promise there, it climbs on over the other images: a rung is accepted if the 95 %
+    bound of its mean loss is within the promise, and the last one before the first that is not
+    counts. The accepted ones are timed.
 
     Args:
         task: a loaded model; it is moved to the device and number format of ``plan``.

@@ -1,0 +1,1 @@
+"""Text and images to images: pipelines of diffusers, drawn with and without merging."""

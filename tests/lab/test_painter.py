@@ -1,0 +1,78 @@
+"""The built-in painter: its parts, its scenes, and that its training trains and is saved."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.random import RandomState
+
+from turbovlm.errors import ModelError
+from turbovlm.lab import painter, train_painter
+from turbovlm.lab.scenes import layout, scene
+from turbovlm.lab.train_painter import Plan
+
+
+def test_the_first_level_holds_a_thousand_tokens() -> None:
+    torch.manual_seed(0)
+    pipe = painter.build()
+    seen: list[int] = []
+    for module in pipe.unet.modules():
+        if type(module).__name__ == "BasicTransformerBlock":
+            module.register_forward_hook(lambda m, args, out: seen.append(out.shape[1]))
+    pipe.set_progress_bar_config(disable=True)
+    picture = pipe("a large red circle at the top", num_inference_steps=1, output_type="np").images
+    assert picture.shape == (1, 64, 64, 3)
+    assert set(seen) == {1024, 256, 64}
+    count = sum(p.numel() for part in ("unet", "vae", "text_encoder") for p in
+                getattr(pipe, part).parameters())  # fmt: skip
+    assert count * 2 < 20_000_000  # bytes in half precision
+    with pytest.raises(ModelError, match="train_painter"):
+        painter.load("nowhere")
+
+
+def test_subjects_are_scenes_of_few_objects() -> None:
+    seeds = painter.subjects("validation", 0, 30)
+    assert seeds == sorted(set(seeds))
+    assert {len(layout(seed)) for seed in seeds} == {1, 2, 3}
+    small = painter.shrink([scene(seeds[0]).image])
+    assert small.shape == (1, 3, 64, 64)
+    large = scene(seeds[0]).image.astype(np.float64).mean((0, 1)) / 127.5 - 1
+    np.testing.assert_allclose(small.mean((0, 2, 3)).numpy(), large, atol=0.01)
+
+
+def test_a_training_run_learns_and_goes_on(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.manual_seed(0)
+    pipe = painter.build()
+    told: list[str] = []
+    plan = Plan(autoencoder_minutes=0.02, minutes=0.05, batch=8, processes=1, check_scenes=1,
+                warmup=1, out=tmp_path / "first")  # fmt: skip
+
+    def tell(step: int, done: float, text: str) -> None:
+        told.append(text)
+
+    train_painter.train_autoencoder(plan, pipe.vae, tell)
+    batch = train_painter.scenes(plan, 1)
+    with torch.no_grad():
+        before = float(train_painter.loss(pipe, batch, RandomState(0)))
+    train_painter.train(plan, pipe, tell)
+    with torch.no_grad():
+        after = float(train_painter.loss(pipe, batch, RandomState(0)))
+    assert after < before
+    record = json.loads((plan.out / "training.json").read_text())
+    assert record["scenes"] == record["step"] * 8
+    assert "precision" in told[-1]
+    read = painter.load(plan.out)
+    assert read.unet.dtype == torch.float32
+    assert read.vae.config.scaling_factor == pytest.approx(pipe.vae.config.scaling_factor)
+    again = Plan(minutes=0.001, batch=8, processes=1, check_scenes=1, out=tmp_path / "second",
+                 start=plan.out)  # fmt: skip
+    first, other = (train_painter.scenes(p, 1) for p in (plan, again))
+    assert {s.seed for s in first}.isdisjoint(s.seed for s in other)
+    train_painter.train(again, read, tell)
+    torch.set_num_threads(threads)  # a process of a run takes one
+    assert json.loads((again.out / "training.json").read_text())["before"] == record

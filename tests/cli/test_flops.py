@@ -93,8 +93,8 @@ def test_the_paper_as_json(run: Run, two_models: None) -> None:
     assert data["equal"] is True
     assert [row["r"] for row in data["rows"]] == [0, 13, 0, 45]
     assert set(data["rows"][1]) == {
-        "name", "r", "ratio", "published", "exact", "computed", "ideal", "throughput", "configuration",
-        "note", "error", "equal",
+        "name", "r", "ratio", "published", "exact", "computed", "ideal", "throughput",
+        "configuration", "note", "error", "equal",
     }  # fmt: skip
     assert data["rows"][1]["throughput"] == 1.53
     assert data["rows"][1]["computed"] == pytest.approx(2.7116, abs=1e-4)

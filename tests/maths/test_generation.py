@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.reference import generation as literal
 from turbovlm.config import MergeRestore
-from turbovlm.maths.generation import Fold, alpha_for, match, sets, uses_value
+from turbovlm.maths.generation import Fold, alpha_for, match, sets, sketch, uses_value
 
 CPU = torch.device("cpu")
 
@@ -156,6 +156,23 @@ def test_mass_is_conserved_and_survivors_come_back_as_they_left(
     alone = torch.ones(2, tokens, dtype=torch.bool)
     alone.scatter_(1, fold.plan.source, False).scatter_(1, fold.plan.destination, False)
     assert torch.equal(back[alone], x[alone])
+
+
+def test_a_sketch_keeps_who_is_near_whom() -> None:
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randn(1, 50, 640, generator=generator)
+    narrow = sketch(wide)
+    assert narrow.shape == (1, 50, 64)
+    assert torch.equal(sketch(wide), narrow)
+    ratio = torch.pdist(narrow[0]) / (8 * torch.pdist(wide[0]))
+    assert 0.6 < ratio.min() < ratio.max() < 1.5
+    assert abs(ratio.mean() - 1) < 0.05
+    assert sketch(wide[..., :64]) is not narrow
+    assert torch.equal(sketch(wide[..., :64]), wide[..., :64])
+    near = wide + 0.05 * torch.randn(1, 50, 640, generator=generator)
+    both = torch.cat([sketch(wide), sketch(near)], 1)[0]
+    cosine = torch.nn.functional.cosine_similarity(both[:50, None], both[None, 50:], dim=-1)
+    assert cosine.argmax(1).tolist() == list(range(50))
 
 
 def test_tiles_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ def test_task_models_are_patched_inside(build: Any) -> None:
 def test_unknown_architecture_names_the_way_out() -> None:
     with pytest.raises(errors.UnknownArchitecture, match=r"no row describes ResNet.*register"):
         turbovlm.apply(timm.create_model("resnet18"), Merge(r=4))
-    with pytest.raises(errors.UnknownArchitecture, match="expected a torch model or .*, got str"):
+    with pytest.raises(errors.UnknownArchitecture, match=r"expected a torch model or .*, got str"):
         turbovlm.apply("vit", Merge(r=4))  # type: ignore[type-var]
 
 

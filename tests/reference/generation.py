@@ -25,7 +25,7 @@ class Setting:
     cell: tuple[int, int] = (2, 2)
     plan: str = "block"
     restore: str = "copy"
-    metric: str = "key"
+    metric: str = "sketch"  # of tokens so narrow that it is the tokens themselves
     modules: tuple[str, ...] = ("self", "cross", "feed_forward")
 
 
@@ -183,7 +183,7 @@ def _visual(
 ) -> tuple[Tensor, Tensor]:
     attention = host.attn1
     keys = attention.to_k(x)
-    metric = raw if setting.metric == "token" else head_mean(keys, attention.heads)
+    metric = head_mean(keys, attention.heads) if setting.metric == "key" else raw
     return metric, guide_row(attention.to_q(x).mean(0), keys, attention.heads)
 
 
@@ -192,5 +192,5 @@ def _textual(
 ) -> tuple[Tensor, Tensor]:
     attention = host.attn2
     queries = attention.to_q(x)
-    metric = raw if setting.metric == "token" else head_mean(queries, attention.heads)
+    metric = head_mean(queries, attention.heads) if setting.metric == "key" else raw
     return metric, guide_row(attention.to_k(text).mean(0), queries, attention.heads)

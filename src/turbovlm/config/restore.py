@@ -12,7 +12,7 @@ from turbovlm.errors import ConfigError
 _CHOICES: dict[str, tuple[str, ...]] = {
     "method": METHODS,
     "destinations": ("grid", "bipartite"),
-    "metric": ("key", "token"),
+    "metric": ("sketch", "token", "key"),
     "plan": ("block", "module"),
     "restore": ("copy", "weighted"),
 }
@@ -46,8 +46,9 @@ class MergeRestore(Setting):
         cell: height and width of a cell of the grid, in tokens.
         seed: which token of a cell is the destination is drawn anew in each block and step from
             this seed, the same in every run; None takes the first token of every cell, always.
-        metric: similarity is measured on the ``"key"`` vectors of the self-attention, averaged
-            over heads, or on the ``"token"`` itself in its full width.
+        metric: similarity is that of the tokens that enter the block: of a ``"sketch"`` of them on
+            64 fixed random directions, or of the whole ``"token"``; or that of the ``"key"``
+            vectors of the self-attention, averaged over heads.
         plan: ``"block"`` matches once and uses it in all modules of a block; ``"module"`` lets
             cross-attention have its own, guided by the prompt.
         restore: a merged token gets back the ``"copy"`` of its destination, or the
@@ -69,7 +70,7 @@ class MergeRestore(Setting):
     destinations: Literal["grid", "bipartite"] = "grid"
     cell: tuple[int, int] = (2, 2)
     seed: int | None = 0
-    metric: Literal["key", "token"] = "key"
+    metric: Literal["sketch", "token", "key"] = "sketch"
     plan: Literal["block", "module"] = "block"
     restore: Literal["copy", "weighted"] = "copy"
 

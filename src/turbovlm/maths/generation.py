@@ -22,6 +22,8 @@ GUIDE_WEIGHT = 0.2
 """Share of the typical distance that the average token loses by default, as in encoders without
 cls, where the same mean query guides."""
 
+SKETCH_WIDTH = 64
+
 TEMPERATURE = 0.1
 """Of the softmax over information degrees in the weighted restore; the paper names none."""
 
@@ -124,6 +126,20 @@ def sets(
         drawn = cells.gather(1, turned)
         chosen, rest = drawn[:, 0], drawn[:, 1:]
     return Sets(torch.cat([rest.flatten(), *edge]), chosen)
+
+
+def sketch(x: Tensor) -> Tensor:
+    """Tokens on `SKETCH_WIDTH` fixed random directions: ``(B, N, C)`` -> ``(B, N, 64)``.
+
+    Distances keep their proportions to about an eighth, whatever C is (Johnson and Lindenstrauss),
+    and matching costs as much as at the width of a head. Narrow tokens are left as they are.
+    """
+    width = x.shape[-1]
+    if width <= SKETCH_WIDTH:
+        return x
+    lots = random_scores(width * SKETCH_WIDTH, 0, 0, x.device)
+    signs = torch.where(lots < 0.5, -1.0, 1.0).view(width, SKETCH_WIDTH)
+    return x @ signs.to(x.dtype)
 
 
 def alpha_for(config: MergeRestore, redundancy: Tensor, tokens: int) -> float | Tensor:

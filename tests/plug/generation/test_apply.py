@@ -115,6 +115,27 @@ def test_destinations_are_drawn_by_seed_step_and_block() -> None:
     assert all((f // 16 % 2 == 0).all() and (f % 16 % 2 == 0).all() for f in fixed)
 
 
+def test_what_measures_similarity() -> None:
+    case = denoisers.unet(block_out_channels=(96, 96))
+    owners = {}
+    for metric in ("sketch", "token", "key"):
+        config = MergeRestore.from_dict({"ratio": 0.3, "metric": metric, "alpha": 0.0})
+        with turbovlm.applied(case.model, config) as run:
+            case.step()
+        assert run.moves[0].fold is not None
+        owners[metric] = run.moves[0].fold.plan.source
+    assert not torch.equal(owners["sketch"], owners["token"])
+    assert not torch.equal(owners["key"], owners["token"])
+
+    def same(a: Tensor, b: Tensor) -> float:
+        pairs = zip(a.tolist(), b.tolist(), strict=True)
+        return sum(len(set(x) & set(y)) for x, y in pairs) / a.numel()
+
+    # random tokens are all about as far from each other; by lot it would be two fifths
+    assert same(owners["sketch"], owners["token"]) > 0.55
+    assert same(owners["sketch"], owners["token"]) > same(owners["key"], owners["token"])
+
+
 def test_halves_of_guidance_share_a_plan_and_images_do_not() -> None:
     case = denoisers.unet()
     latent = denoisers.noise(2, 4, 16, 16)

@@ -20,7 +20,8 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"restore": "weighted"},
     {"destinations": "bipartite"},
     {"cell": (4, 2), "metric": "token", "method": "redundancy"},
-    {"metric": "token", "plan": "module", "alpha": 4.0},
+    {"metric": "key"},
+    {"metric": "key", "plan": "module", "alpha": 4.0},
     {"modules": ("self",)},
     {"modules": ("cross", "feed_forward"), "plan": "module"},
 )

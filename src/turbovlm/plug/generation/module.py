@@ -31,7 +31,7 @@ class TurboDenoiser(nn.Module):
 
 
 class TurboEntry(nn.Module):
-    """A block whose incoming tokens measure similarity (``metric="token"``)."""
+    """A block whose incoming tokens measure similarity."""
 
     turbo_site: PlainSite
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from turbovlm.config import MergeRestore
 from turbovlm.errors import TurboError, UnsupportedInput
-from turbovlm.maths.generation import Fold, match, sets, uses_value
+from turbovlm.maths.generation import Fold, match, sets, sketch, uses_value
 from turbovlm.plug.generation.guide import is_cross, received, similarity
 from turbovlm.plug.generation.row import Denoiser
 
@@ -99,6 +99,8 @@ class Call:
         tokens, height, width = x.shape[1], *self.level(x.shape[1])
         block, before = self.place
         self.place = site.block, tokens
+        if site.kind == "whole":
+            self.block = None  # what it gets is what enters the block
         whole = height * width == tokens and x.shape[0] == self.batch
         if whole and (block != site.block or before == tokens):
             return
@@ -221,13 +223,16 @@ class Patch:
         parts: Any,
         block: int,
     ) -> Fold:
-        tokens = x = call.halves(x)
-        if self.config.metric == "token" and call.block is not None:
-            tokens = call.halves(call.block)
+        x = call.halves(x)
         value = None
         if uses_value(self.config):
             value = received(attention, x, None if text is None else call.halves(text))
-        metric = tokens if self.config.metric == "token" else similarity(attention, x)
+        if self.config.metric == "key":
+            metric = similarity(attention, x)
+        else:
+            metric = x if call.block is None else call.halves(call.block)
+        if self.config.metric == "sketch":
+            metric = sketch(metric)
         copies = 2 if call.paired is True else 1
         return match(metric, value, r, parts, self.config, block, copies)
 

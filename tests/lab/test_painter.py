@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from turbovlm.lab.train_painter import Plan
 
 def test_the_first_level_holds_a_thousand_tokens() -> None:
     torch.manual_seed(0)
-    pipe = painter.build()
+    pipe: Any = painter.build()
     seen: list[int] = []
     for module in pipe.unet.modules():
         if type(module).__name__ == "BasicTransformerBlock":
@@ -47,7 +48,7 @@ def test_subjects_are_scenes_of_few_objects() -> None:
 def test_a_training_run_learns_and_goes_on(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.manual_seed(0)
-    pipe = painter.build()
+    pipe: Any = painter.build()
     told: list[str] = []
     plan = Plan(autoencoder_minutes=0.02, minutes=0.05, batch=8, processes=1, check_scenes=1,
                 warmup=1, out=tmp_path / "first")  # fmt: skip

@@ -24,6 +24,7 @@ from turbovlm.errors import (
     UnknownArchitecture,
     UnsupportedInput,
 )
+from turbovlm.maths.generation import match, sets
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 SOME = MergeRestore(ratio=0.3)
@@ -306,3 +307,25 @@ def test_chunked_feed_forward() -> None:
                 case.step()
         chunk(None, 0)
         assert torch.equal(case.step(), merged)
+
+
+def test_flux_measures_each_block_itself_and_tables_follow_the_survivors() -> None:
+    case = denoisers.flux()
+    config = MergeRestore(ratio=0.3, method="redundancy", metric="token", seed=None)
+    block: Any = case.model.single_transformer_blocks[0]
+    came: list[dict[str, Any]] = []
+    asked: list[dict[str, Any]] = []
+    block.register_forward_pre_hook(lambda m, a, k: came.append(k), with_kwargs=True)
+    block.attn.register_forward_pre_hook(lambda m, a, k: asked.append(k), with_kwargs=True)
+    with turbovlm.applied(case.model, config) as run:
+        case.step()
+    fold = next(m.fold for m in run.moves if m.kind == "whole")
+    assert fold is not None
+    parts = sets((16, 16), config, None, torch.device("cpu"))
+    expected = match(came[0]["hidden_states"], None, 76, parts, config, 0)
+    assert torch.equal(fold.owner, expected.owner)
+    assert len(asked) == 2  # one sample after the other
+    for keep, given in zip(fold.plan.keep, asked, strict=True):
+        rows = [*range(7), *(keep + 7).tolist()]
+        for own, table in zip(given["image_rotary_emb"], came[0]["image_rotary_emb"], strict=True):
+            assert torch.equal(own, table[rows])

@@ -15,7 +15,7 @@ from methods import TOMESD, Candidate, peer
 from torch import Tensor, nn
 
 from turbovlm.config import MergeRestore
-from turbovlm.maths.generation import Fold
+from turbovlm.maths.fold import Fold
 from turbovlm.measure import flops
 from turbovlm.plug.generation.state import Patch
 from turbovlm.tasks.paper.models import stable_diffusion

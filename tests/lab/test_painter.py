@@ -13,7 +13,10 @@ from numpy.random import RandomState
 
 from turbovlm.errors import ModelError
 from turbovlm.lab import painter, train_painter
-from turbovlm.lab.scenes import layout, scene
+from turbovlm.lab.data import caption_tokens
+from turbovlm.lab.grammar import describe
+from turbovlm.lab.looking import cells, reading, wanted
+from turbovlm.lab.scenes import Object, layout, scene
 from turbovlm.lab.train_painter import Plan
 
 
@@ -58,11 +61,18 @@ def test_a_training_run_learns_and_goes_on(tmp_path: Path) -> None:
 
     train_painter.train_autoencoder(plan, pipe.vae, tell)
     batch = train_painter.scenes(plan, 1)
+    _, missed = train_painter.loss(pipe, batch, RandomState(0))
+    missed.backward()  # what the attention is told reaches the text encoder
+    reached = pipe.text_encoder.get_input_embeddings().weight.grad
+    assert reached is not None
+    assert reached.abs().sum() > 0
+    pipe.text_encoder.zero_grad()
+    pipe.unet.zero_grad()
     with torch.no_grad():
-        before = float(train_painter.loss(pipe, batch, RandomState(0)))
+        before = float(train_painter.loss(pipe, batch, RandomState(0))[0])
     train_painter.train(plan, pipe, tell)
     with torch.no_grad():
-        after = float(train_painter.loss(pipe, batch, RandomState(0)))
+        after = float(train_painter.loss(pipe, batch, RandomState(0))[0])
     assert after < before
     record = json.loads((plan.out / "training.json").read_text())
     assert record["scenes"] == record["step"] * 8
@@ -77,3 +87,39 @@ def test_a_training_run_learns_and_goes_on(tmp_path: Path) -> None:
     train_painter.train(again, read, tell)
     torch.set_num_threads(threads)  # a process of a run takes one
     assert json.loads((again.out / "training.json").read_text())["before"] == record
+    for path in (*again.out.rglob("*.json"), *painter.WEIGHTS.rglob("*.json")):
+        assert "_name_or_path" not in path.read_text(), path
+
+
+def test_where_cross_attention_is_told_to_look() -> None:
+    objects = (
+        Object("star", "red", "small", 0, 0, 0, 0, 30),
+        Object("ring", "blue", "large", 1, 2, 0, 0, 60),
+    )
+    tokens = np.stack([caption_tokens(describe(objects)), caption_tokens("")])
+    looks = wanted(tokens, [objects, objects])
+    words = tokens[0].tolist()
+    comma = words.index(8)
+    assert looks[0, 0].nonzero().flatten().tolist() == list(range(1, comma + 1))
+    assert looks[0, 5].nonzero().flatten().tolist() == list(range(comma + 1, words.index(3)))
+    assert looks[0, 4, 0]
+    assert not looks[0, 4, 1 : words.index(3)].any()  # an empty cell
+    assert looks[1, :, 0].all()
+    assert not looks[1, :, tokens[1] >= 5].any()  # no caption, no word
+    assert [int(cells(32)[at]) for at in ((0, 0), (31, 31), (16, 31))] == [0, 8, 5]
+
+
+def test_told_attention_is_the_same_attention() -> None:
+    torch.manual_seed(0)
+    pipe: Any = painter.build()
+    looks = torch.zeros(2, 9, 12, dtype=torch.bool)
+    looks[:, :, 0] = True
+    latent, text = torch.randn(2, 4, 32, 32), torch.randn(2, 12, 128)
+    with torch.no_grad():
+        plain = pipe.unet(latent, 5, text).sample
+        with reading(pipe.unet, looks) as missed:
+            torch.testing.assert_close(pipe.unet(latent, 5, text).sample, plain)
+        assert torch.equal(pipe.unet(latent, 5, text).sample, plain)
+    assert len(missed) == 7  # one in every block
+    # fresh attention is about flat, and no cell is named: half of -log(1 / 12)
+    assert float(torch.stack(missed).mean()) == pytest.approx(np.log(12) / 2, rel=0.1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +10,8 @@ from torch import Tensor
 
 from tests.reference import generation as literal
 from turbovlm.config import MergeRestore
-from turbovlm.maths.generation import Fold, alpha_for, match, sets, sketch, uses_value
+from turbovlm.maths.fold import Fold
+from turbovlm.maths.generation import match, sets, sketch, uses_value
 
 CPU = torch.device("cpu")
 
@@ -92,13 +91,9 @@ def test_the_semantic_value_keeps_what_matters() -> None:
     only = fold_of(metric, value, (2, 2), MergeRestore(ratio=0.25, method="semantics", seed=None))
     assert only.plan.source[0].tolist() == [2]
     assert not uses_value(MergeRestore(ratio=0.5, alpha=0))
-    found = torch.tensor([[0.9, 0.5]])
-    assert alpha_for(MergeRestore(ratio=0.5, alpha=2.5), found, 4096) == 2.5
-    default = alpha_for(MergeRestore(ratio=0.5), found, 300)
-    assert float(default) == pytest.approx(0.2 * math.sqrt(0.1 * 0.5) * 300 / 30)
 
 
-@pytest.mark.parametrize("restore", ["copy", "weighted"])
+@pytest.mark.parametrize("restore", ["linear", "copy", "weighted"])
 @pytest.mark.parametrize("destinations", ["grid", "bipartite"])
 @pytest.mark.parametrize("method", ["turbo", "redundancy", "semantics"])
 def test_equal_to_the_oracle(method: str, destinations: str, restore: str) -> None:
@@ -116,10 +111,14 @@ def test_equal_to_the_oracle(method: str, destinations: str, restore: str) -> No
             metric[sample], value[sample], (6, 7), literal.Setting(alpha=3.0, **options)
         )
         torch.testing.assert_close(merged[sample], slow.merge(x[sample]))
-        torch.testing.assert_close(
-            back[sample], slow.restore(slow.merge(x[sample])), rtol=1e-5, atol=1e-6
-        )
+        restored = slow.restore(slow.merge(x[sample]))
+        torch.testing.assert_close(back[sample], restored, rtol=1e-5, atol=1e-6)
         assert not torch.equal(back[sample], x[sample])
+        if restore == "linear":
+            restored = restored + slow.slope(slow.merge(x[sample]))
+            sloped = fold.restore(merged, pointwise=True)[sample]
+            torch.testing.assert_close(sloped, restored)
+            assert not torch.allclose(sloped, back[sample])
 
 
 @given(
@@ -136,6 +135,7 @@ def test_mass_is_conserved_and_survivors_come_back_as_they_left(
     generator = torch.Generator().manual_seed(seed)
     tokens = height * width
     config = MergeRestore.from_dict({"ratio": ratio, "method": method})
+    assert config.restore == "linear"
     parts = sets((height, width), config, torch.tensor(seed), CPU)
     r = min(int(tokens * ratio), len(parts.source))
     metric = torch.randn(2, tokens, 4, generator=generator)
@@ -148,6 +148,8 @@ def test_mass_is_conserved_and_survivors_come_back_as_they_left(
         1, fold.owner, torch.ones(2, tokens, dtype=torch.float64)
     )
     assert (size.sum(1) == tokens).all()
+    assert torch.equal(fold.size, size.long())
+    torch.testing.assert_close(fold.bias, size.log().float())
     weighted = (size.unsqueeze(-1) * merged).sum(1)  # the shares are kept in fp32
     torch.testing.assert_close(weighted, x.sum(1), rtol=1e-4, atol=1e-5)
     back = fold.restore(merged)
@@ -156,6 +158,24 @@ def test_mass_is_conserved_and_survivors_come_back_as_they_left(
     alone = torch.ones(2, tokens, dtype=torch.bool)
     alone.scatter_(1, fold.plan.source, False).scatter_(1, fold.plan.destination, False)
     assert torch.equal(back[alone], x[alone])
+    sloped = fold.restore(merged, pointwise=True)
+    torch.testing.assert_close(sloped.mean(1), back.mean(1))  # the term has no mean in any group
+    torch.testing.assert_close(sloped[alone], x[alone])
+
+
+def test_a_module_that_is_linear_comes_back_as_it_would_have_been() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.nn.functional.normalize(torch.randn(2, 256, 6, generator=generator).double(), dim=-1)
+    weight = torch.randn(6, 3, generator=generator).double()
+    fold = fold_of(x, None, (16, 16), MergeRestore(ratio=0.5, method="redundancy"))
+    whole = x @ weight + 4
+    merged = fold.merge(x) @ weight + 4
+    copied = (fold.restore(merged) - whole).square().mean()
+    sloped = (fold.restore(merged, pointwise=True) - whole).square().mean()
+    assert sloped < 0.02 * copied  # what is left is the ridge's
+    flat = torch.ones(1, 256, 6)
+    fold = fold_of(flat, None, (16, 16), MergeRestore(ratio=0.5))  # no direction at all
+    torch.testing.assert_close(fold.restore(fold.merge(flat), pointwise=True), flat)
 
 
 def test_a_sketch_keeps_who_is_near_whom() -> None:

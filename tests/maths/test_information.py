@@ -61,10 +61,10 @@ def test_the_default_gives_the_average_token_the_typical_distance_as_its_weight(
     expected = [0.9 - typical * 197 * 0.01, 0.5 - typical * 197 * 0.002]
     assert degree(tokens=197) == pytest.approx(expected)
     # so that A = 1 / N costs the same at every length
-    assert alpha_for(Merge(r=1), R, 577) * 30 / 577 == pytest.approx(typical)
-    assert alpha_for(Merge(r=1), R, 577, "mean") * 30 / 577 == pytest.approx(typical / 5)
+    assert alpha_for(None, R, 577) * 30 / 577 == pytest.approx(typical)
+    assert alpha_for(None, R, 577, "mean") * 30 / 577 == pytest.approx(typical / 5)
     # a given number is taken as it is
-    assert alpha_for(Merge(r=1, alpha=6), R, 577, "mean") == 6
+    assert alpha_for(6.0, R, 577, "mean") == 6
     assert degree(alpha=6, tokens=197) == degree(alpha=6, tokens=577)
 
 

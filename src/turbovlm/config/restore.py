@@ -14,7 +14,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "destinations": ("grid", "bipartite"),
     "metric": ("sketch", "token", "key"),
     "plan": ("block", "module"),
-    "restore": ("copy", "weighted"),
+    "restore": ("linear", "copy", "weighted"),
 }
 MODULES = ("self_attention", "cross_attention", "feed_forward")
 
@@ -40,7 +40,7 @@ class MergeRestore(Setting):
             ``R - alpha A``; ``"redundancy"`` is R, ``"semantics"`` is -A, and ``"random"``
             chooses tokens and destinations by lot.
         alpha: weight of the semantic value. None, the default, fits each sample and
-            block: see `turbovlm.maths.generation.alpha_for`.
+            block: see `turbovlm.maths.information.alpha_for`.
         destinations: ``"grid"`` has one in every cell; ``"bipartite"`` is the paper's plain
             split into even and odd positions.
         cell: height and width of a cell of the grid, in tokens.
@@ -49,10 +49,16 @@ class MergeRestore(Setting):
         metric: similarity is that of the tokens that enter the block: of a ``"sketch"`` of them on
             64 fixed random directions, or of the whole ``"token"``; or that of the ``"key"``
             vectors of the self-attention, averaged over heads.
-        plan: ``"block"`` matches once and uses it in all modules of a block; ``"module"`` lets
-            cross-attention have its own, guided by the prompt.
+        plan: ``"block"`` matches once and uses it in all modules of a block; under guidance the
+            semantic value is then what the prompt has changed in each token. ``"module"`` is the
+            paper's way: the mean query of the image guides, and cross-attention has a plan of
+            its own, guided by the mean key of the prompt.
         restore: a merged token gets back the ``"copy"`` of its destination, or the
-            ``"weighted"`` mean of the two most similar destinations.
+            ``"weighted"`` mean of the two most similar destinations; ``"linear"`` adds to the
+            copy, after feed-forward, what a linear map fitted to the survivors makes of the
+            difference: see `turbovlm.maths.fold.Slope`.
+        proportional: a merged token counts in self-attention as often as it has members
+            (supplementary Eq. 2); False is the way of tomesd.
 
     Raises:
         ConfigError: for any value out of range, before anything else happens.
@@ -72,12 +78,15 @@ class MergeRestore(Setting):
     seed: int | None = 0
     metric: Literal["sketch", "token", "key"] = "sketch"
     plan: Literal["block", "module"] = "block"
-    restore: Literal["copy", "weighted"] = "copy"
+    restore: Literal["linear", "copy", "weighted"] = "linear"
+    proportional: bool = True
 
     def __post_init__(self) -> None:
         check_choices(self, _CHOICES)
         check_alpha(self.alpha)
         check_count("min_tokens", self.min_tokens)
+        if not isinstance(self.proportional, bool):
+            raise ConfigError(f"proportional must be True or False, not {self.proportional!r}")
         if self.seed is not None:
             check_count("seed", self.seed)
         self._check_cell()

@@ -124,6 +124,10 @@ def save(pipe: Any, folder: Path, record: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     pipe.to(torch.float16).save_pretrained(folder)
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    for path in folder.rglob("*.json"):  # where the run that this one goes on from lay is nobody's
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if held.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(held, indent=2) + "\n", encoding="utf-8")
     for path in folder.rglob("*.safetensors"):
         path.chmod(0o644)  # or an installed copy is readable by its owner alone
 

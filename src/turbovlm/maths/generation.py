@@ -7,6 +7,7 @@ size 1.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -14,15 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from turbovlm.config import MergeRestore
-from turbovlm.maths.information import SEMANTIC_SCALE, random_scores, typical_distance
-from turbovlm.maths.matching import TILE_ROWS, TILE_TOKENS, Plan, complete
-from turbovlm.maths.merging import restore, take
-
-GUIDE_WEIGHT = 0.2
-"""Share of the typical distance that the average token loses by default, as in encoders without
-cls, where the same mean query guides."""
+from turbovlm.maths.fold import Fold, Slope
+from turbovlm.maths.information import SEMANTIC_SCALE, alpha_for, random_scores
+from turbovlm.maths.matching import TILE_ROWS, TILE_TOKENS, complete
 
 SKETCH_WIDTH = 64
+"""Fixed random directions that tokens are compared on, and that restoring has a slope along."""
 
 TEMPERATURE = 0.1
 """Of the softmax over information degrees in the weighted restore; the paper names none."""
@@ -34,58 +32,6 @@ class Sets:
 
     source: Tensor
     destination: Tensor
-
-
-@dataclass(frozen=True)
-class Fold:
-    """A plan with what merging and restoring need of it, computed once for several modules.
-
-    Attributes:
-        plan: what is merged.
-        owner: ``(B, N)`` who stands for each position among the survivors.
-        order: ``(B N,)`` rows of the flattened batch, group by group.
-        start: ``(B (N - r),)`` where each group starts in ``order``.
-        second: ``(B, r)`` the runner-up of each source among the survivors, weighted restore only.
-        share: ``(B, r, 1)`` what of a source's value comes from the runner-up.
-    """
-
-    plan: Plan
-    owner: Tensor
-    order: Tensor
-    start: Tensor
-    second: Tensor | None = None
-    share: Tensor | None = None
-
-    @classmethod
-    def of(cls, plan: Plan, second: Tensor | None = None, share: Tensor | None = None) -> Fold:
-        """What follows from a plan; one sort of ``B N`` integers, and static shapes."""
-        batch, kept = plan.keep.shape
-        owner = plan.representative()
-        first = torch.arange(batch, device=owner.device).unsqueeze(1) * kept
-        group = (owner + first).flatten()
-        count = torch.zeros(batch * kept, dtype=torch.int64, device=owner.device)
-        count = count.scatter_add(0, group, torch.ones_like(group))
-        return cls(plan, owner, group.argsort(stable=True), count.cumsum(0) - count, second, share)
-
-    def merge(self, x: Tensor) -> Tensor:
-        """``(B, N, C)`` -> ``(B, N - r, C)``: the mean of every group.
-
-        A bag of embeddings is just that, and reads every row once: three times as fast as
-        gathering the survivors and adding the sources to them.
-        """
-        batch, kept = self.plan.keep.shape
-        rows = x.reshape(-1, x.shape[-1])
-        return F.embedding_bag(self.order, rows, self.start, mode="mean").view(batch, kept, -1)
-
-    def restore(self, y: Tensor) -> Tensor:
-        """``(B, N - r, C)`` -> ``(B, N, C)``: every merged position gets a value back."""
-        whole = restore(y, self.owner)
-        if self.second is None or self.share is None:
-            return whole
-        first, second = take(y, self.plan.slot), take(y, self.second)
-        mixed = first + (second - first) * self.share.to(y.dtype)
-        place = self.plan.source.unsqueeze(-1).expand_as(mixed)
-        return whole.scatter(1, place, mixed)
 
 
 def sets(
@@ -142,17 +88,6 @@ def sketch(x: Tensor) -> Tensor:
     return x @ signs.to(x.dtype)
 
 
-def alpha_for(config: MergeRestore, redundancy: Tensor, tokens: int) -> float | Tensor:
-    """alpha: the configured number, or the one ``(B, 1)`` that fits each sample and block.
-
-    Without a number, a token of average attention loses `GUIDE_WEIGHT` of the typical distance to
-    a best destination; see `turbovlm.maths.information.alpha_for`.
-    """
-    if config.alpha is not None:
-        return config.alpha
-    return typical_distance(redundancy) * (GUIDE_WEIGHT * tokens / SEMANTIC_SCALE)
-
-
 def uses_value(config: MergeRestore) -> bool:
     """Whether the score uses A, so that the guide is computed only then."""
     return config.method == "semantics" or (config.method == "turbo" and config.alpha != 0)
@@ -165,6 +100,7 @@ def match(
     parts: Sets,
     config: MergeRestore,
     block: int,
+    share: float | Tensor = 1.0,
     copies: int = 1,
 ) -> Fold:
     """Choose the ``r`` sources with the highest information degree and their destinations.
@@ -176,6 +112,7 @@ def match(
         parts: the source and destination sets.
         config: the score and the way of restoring.
         block: index of the block, for ``method="random"``.
+        share: of the default weight that A has.
         copies: how often the batch is repeated; the copies share the plan.
     """
     tokens = metric.shape[1]
@@ -184,7 +121,12 @@ def match(
     destinations = unit.index_select(1, parts.destination).transpose(1, 2)
     best, partner = _nearest(sources, destinations, 2 if config.restore == "weighted" else 1)
     degree = _degree(
-        best[..., 0], None if value is None else value[:, parts.source], config, tokens, block
+        best[..., 0],
+        None if value is None else value[:, parts.source],
+        config,
+        tokens,
+        block,
+        share,
     )
     if config.method == "random":
         count = parts.destination.shape[0]
@@ -196,11 +138,15 @@ def match(
     ]
     chosen, goals = chosen.repeat(copies, 1), goals.repeat(copies, 1, 1)
     plan, rank = complete(parts.source[chosen], goals[..., 0], tokens)
+    fold = Fold.of(plan)
     if config.restore == "copy":
-        return Fold.of(plan)
+        return fold
+    if config.restore == "linear":
+        points = sketch(unit).repeat(copies, 1, 1)
+        return dataclasses.replace(fold, slope=Slope.of(fold, points))
     similar = best.repeat(copies, 1, 1).gather(1, chosen.unsqueeze(-1).expand(-1, -1, 2))
     share = (similar / TEMPERATURE).softmax(-1)[..., 1:]
-    return Fold.of(plan, rank.gather(1, goals[..., 1]), share)
+    return dataclasses.replace(fold, second=rank.gather(1, goals[..., 1]), share=share)
 
 
 def _nearest(sources: Tensor, destinations: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -221,7 +167,12 @@ def _nearest(sources: Tensor, destinations: Tensor, count: int) -> tuple[Tensor,
 
 
 def _degree(
-    redundancy: Tensor, value: Tensor | None, config: MergeRestore, tokens: int, block: int
+    redundancy: Tensor,
+    value: Tensor | None,
+    config: MergeRestore,
+    tokens: int,
+    block: int,
+    share: float | Tensor,
 ) -> Tensor:
     """E ``(B, S)`` by the configured method."""
     if config.method == "random":
@@ -231,7 +182,10 @@ def _degree(
         return redundancy
     if config.method == "semantics":
         return -value
-    return redundancy - alpha_for(config, redundancy, tokens) * SEMANTIC_SCALE * value
+    alpha = alpha_for(config.alpha, redundancy, tokens)
+    if config.alpha is None:
+        alpha = alpha * share
+    return redundancy - alpha * SEMANTIC_SCALE * value
 
 
 def _spread(count: int, lot: Tensor, device: torch.device) -> Tensor:

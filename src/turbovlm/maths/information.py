@@ -16,8 +16,9 @@ SEMANTIC_SCALE = 30.0
 alpha means what the paper's tables mean, so ``alpha=6`` weighs A by 180."""
 
 MEAN_WEIGHT = 0.2
-"""Share of the default weight where no cls token guides. The mean query's attention says less: it
-helps a little at a fifth of the weight, and costs more than it brings at the whole."""
+"""Share of the default weight where no cls token guides. The mean query's attention
+says less: in encoders it helps a little at a fifth of the weight, and costs more than it brings
+at the whole."""
 
 COPY = 1e-6
 """Least distance 1 - R that is told from none: about the precision of a cosine in fp32."""
@@ -51,7 +52,7 @@ def typical_distance(redundancy: Tensor, real: Tensor | None = None) -> Tensor:
 
 
 def alpha_for(
-    config: Merge,
+    alpha: float | None,
     redundancy: Tensor,
     tokens: int | Tensor,
     guide: str | None = "cls",
@@ -65,14 +66,14 @@ def alpha_for(
     differences among those that are not count for more than a guide that may know little.
 
     Args:
-        config: with alpha, or with None for the default.
+        alpha: as configured, None for the default.
         redundancy: R ``(B, S)``.
         tokens: N, or ``(B, 1)`` the tokens of each sample that are no padding.
         guide: what supplies A, ``"cls"`` or ``"mean"``, which weighs a fifth.
         real: ``(B, S)`` bool, False for padding.
     """
-    if config.alpha is not None:
-        return config.alpha
+    if alpha is not None:
+        return alpha
     weight = tokens / SEMANTIC_SCALE * (MEAN_WEIGHT if guide == "mean" else 1.0)
     return typical_distance(redundancy, real) * weight
 
@@ -112,7 +113,7 @@ def information_degree(
     scaled = value * SEMANTIC_SCALE
     if config.fusion == "S2":
         return redundancy / scaled.clamp_min(torch.finfo(torch.float32).tiny)
-    alpha = alpha_for(config, redundancy, tokens, guide, real)
+    alpha = alpha_for(config.alpha, redundancy, tokens, guide, real)
     match config.fusion:
         case "S1":
             return redundancy - alpha * scaled

@@ -20,10 +20,10 @@ from turbovlm.errors import UnsupportedInput
 from turbovlm.maths.information import semantic_value
 from turbovlm.plug.row import Guide
 
-_FUSED = F.scaled_dot_product_attention
+FUSED = F.scaled_dot_product_attention
 _PACKED = F.multi_head_attention_forward
 _PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm)
-_SOFTMAX = (torch.softmax, F.softmax, Tensor.softmax)
+SOFTMAX = (torch.softmax, F.softmax, Tensor.softmax)
 
 
 class Tap(TorchFunctionMode):
@@ -64,13 +64,13 @@ class Tap(TorchFunctionMode):
         """Route the first attention to one of the three below, everything else straight on."""
         kwargs = kwargs or {}
         if self.calls == 0:
-            if func is _FUSED:
+            if func is FUSED:
                 return self._fused(*args, **kwargs)
             if func is _PACKED:
                 return self._packed(*args, **kwargs)
             if func in _PRODUCTS and self.metric is None and args[0].dim() == 4:
                 self._keep(args[0], args[1].transpose(-1, -2))  # eager: the first product is q k^T
-            elif func in _SOFTMAX and args[0].dim() == 4:
+            elif func in SOFTMAX and args[0].dim() == 4:
                 return self._eager(func, args[0], *args[1:], **kwargs)
         return func(*args, **kwargs)
 
@@ -103,15 +103,8 @@ class Tap(TorchFunctionMode):
             logits = _row_logits(row, key) * (query.shape[-1] ** -0.5 if scale is None else scale)
             self._measure(logits)
         if self.bias is not None:
-            # cast: a wider mask than the query is wrong without a word on some kernels
-            bias = self.bias[:, None, None].to(query.dtype)
-            if attn_mask is None:
-                attn_mask = bias
-            elif attn_mask.dtype == torch.bool:
-                attn_mask = torch.where(attn_mask, bias, float("-inf"))
-            else:
-                attn_mask = attn_mask + bias
-        return _FUSED(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **kwargs)
+            attn_mask = with_bias(attn_mask, self.bias[:, None, None].to(query.dtype))
+        return FUSED(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **kwargs)
 
     def _packed(
         self,
@@ -172,6 +165,18 @@ class Tap(TorchFunctionMode):
         if self.bias is not None:
             logits = logits + self.bias[:, None]
         self.value = semantic_value(logits)
+
+
+def with_bias(mask: Tensor | None, bias: Tensor) -> Tensor:
+    """A mask of fused attention with ``bias`` ``(B, 1, 1, N)`` of the logits in it.
+
+    The bias comes in the query's dtype: a wider mask is wrong without a word on some kernels.
+    """
+    if mask is None:
+        return bias
+    if mask.dtype == torch.bool:
+        return torch.where(mask, bias, float("-inf"))
+    return mask + bias
 
 
 def _row_logits(row: Tensor, key: Tensor) -> Tensor:

@@ -181,7 +181,7 @@ def test_equal_to_tomesd(modules: str) -> None:
         peer = case.step()
         tomesd.remove_patch(model)
         own = {"ratio": 0.5, "method": "redundancy", "metric": "token", "seed": None, **off}
-        setting = MergeRestore.from_dict(own)
+        setting = MergeRestore.from_dict({**own, "restore": "copy", "proportional": False})
         with turbovlm.applied(model, setting):
             merged = case.step()
     assert not torch.allclose(peer, plain)

@@ -114,8 +114,7 @@ def _block(
         site = _site(patch, row, name, "whole", number, attentions[0], block)
         yield _Swap(block, TurboWhole, site)
         return
-    if patch.config.metric != "key":
-        yield _Swap(block, TurboEntry, PlainSite(patch, type(block), parameters_of(type(block))))
+    yield _Swap(block, TurboEntry, PlainSite(patch, type(block), parameters_of(type(block))))
     for child in (*row.attention, *row.feed_forward):
         module = getattr(block, child, None)
         if module is None:

@@ -71,6 +71,24 @@ def received(attention: Any, x: Tensor, text: Tensor | None) -> Tensor:
     return semantic_value((vectors * asked.unsqueeze(1)).sum(-1).transpose(1, 2) * scale)
 
 
+def changed(first: Tensor, second: Tensor) -> Tensor:
+    """Semantic value A under guidance: how far the prompt has moved each visual token.
+
+    The halves of classifier-free guidance start from the same latent, so what they differ in at a
+    block is what the prompt has done so far, and it is what guidance multiplies. Nothing before
+    the first cross-attention: all zero.
+
+    Args:
+        first: ``(B, N, C)`` tokens of one half as they enter the block.
+        second: of the other.
+
+    Returns:
+        ``(B, N)`` fp32, each row sums to 1 or is zero.
+    """
+    moved = (second - first).norm(dim=-1).float()
+    return moved / moved.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+
+
 def _norms(attention: Any) -> tuple[nn.Module | None, nn.Module | None]:
     """The norms per head of what asks and of what is seen, where a model has them."""
     query, key = getattr(attention, "norm_q", None), getattr(attention, "norm_k", None)

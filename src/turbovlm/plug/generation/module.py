@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from turbovlm.errors import UnsupportedInput
-from turbovlm.maths.generation import Fold
+from turbovlm.maths.fold import Fold
 from turbovlm.plug.arguments import bind
+from turbovlm.plug.generation.proportional import Proportional
 from turbovlm.plug.generation.state import ModuleSite, PlainSite
 
 TEXT = "encoder_hidden_states"
@@ -31,7 +34,7 @@ class TurboDenoiser(nn.Module):
 
 
 class TurboEntry(nn.Module):
-    """A block whose incoming tokens measure similarity."""
+    """A block whose incoming tokens measure similarity, and what the prompt has changed."""
 
     turbo_site: PlainSite
 
@@ -52,6 +55,7 @@ class TurboModule(nn.Module):
 
         Raises:
             UnsupportedInput: for a mask laid out along the visual tokens.
+            UnseenAttention: for an attention kernel that hides its logits.
         """
         site = self.turbo_site
         given = bind(site.names, args, kwargs)
@@ -60,19 +64,11 @@ class TurboModule(nn.Module):
         if fold is None:
             return super().forward(*args, **kwargs)
         _check_masks(site, given)
-        tables = [name for name in site.row.follow if given.get(name) is not None]
-        if not tables:
-            return _restored(fold, super().forward(fold.merge(x), **given))
-        # rotary tables have no batch dimension: samples that keep other tokens go one by one
-        merged = fold.merge(x)
-        own = _follow(fold, given, tables, _text_tokens(given, tables[0], x))
-        parts = [
-            super(TurboModule, self).forward(
-                merged[i : i + 1], **_sample(given, i, len(merged)), **own[i]
-            )
-            for i in range(len(merged))
-        ]
-        return _restored(fold, _joined(parts))
+        out = _run(site, super().forward, fold, fold.merge(x), given)
+        pointwise = site.kind == "feed_forward"
+        if isinstance(out, tuple):  # a joint attention returns the prompt's tokens beside them
+            return (fold.restore(out[0], pointwise), *out[1:])
+        return fold.restore(out, pointwise)
 
 
 class TurboWhole(nn.Module):
@@ -88,24 +84,40 @@ class TurboWhole(nn.Module):
         fold = site.patch.fold(site, self, x, None)
         if fold is None:
             return super().forward(*args, **kwargs)
-        tables = [name for name in site.row.follow if given.get(name) is not None]
         merged = fold.merge(x)
-        own = _follow(fold, given, tables, given[TEXT].shape[1])
-        parts = [
-            super(TurboWhole, self).forward(
-                merged[i : i + 1], **_sample(given, i, len(merged)), **own[i]
-            )
-            for i in range(len(merged))
-        ]
-        text, y = _joined(parts)
-        return text, x + fold.restore(y - merged)
+        text, y = _run(site, super().forward, fold, merged, given)
+        return text, x + fold.restore(y - merged, pointwise=True)
 
 
-def _restored(fold: Fold, out: Any) -> Any:
-    """Visual tokens back to their number; a joint attention returns the prompt's beside them."""
-    if isinstance(out, tuple):
-        return (fold.restore(out[0]), *out[1:])
-    return fold.restore(out)
+def _run(
+    site: ModuleSite,
+    host: Callable[..., Any],
+    fold: Fold,
+    merged: Tensor,
+    given: dict[str, Any],
+) -> Any:
+    """The host's forward on the survivors ``(B, N - r, C)``, and on what else it was given."""
+    attends = site.kind in ("self_attention", "whole")
+    text = given.get(TEXT) if attends else None
+    joined = 0 if text is None else text.shape[1]
+
+    def proportional(bias: Tensor) -> AbstractContextManager[Any]:
+        if not (attends and site.patch.config.proportional):
+            return nullcontext()
+        heads: Any = site.attention.heads
+        return Proportional(bias, joined, site.row.prompt_first, heads, site.name)
+
+    tables = [name for name in site.row.follow if given.get(name) is not None]
+    if not tables:
+        with proportional(fold.bias):
+            return host(merged, **given)
+    # rotary tables have no batch dimension: samples that keep other tokens go one by one
+    own = _follow(fold, given, tables, joined)
+    parts, batch = [], len(merged)
+    for i in range(batch):
+        with proportional(fold.bias[i : i + 1]):
+            parts.append(host(merged[i : i + 1], **_sample(given, i, batch), **own[i]))
+    return _joined(parts)
 
 
 def _check_masks(site: ModuleSite, given: dict[str, Any]) -> None:
@@ -119,11 +131,6 @@ def _check_masks(site: ModuleSite, given: dict[str, Any]) -> None:
             f"{site.name} got masks of an IP-Adapter along the visual tokens, which cannot follow "
             "a merge: leave them out, or set cross_attention=0"
         )
-
-
-def _text_tokens(given: dict[str, Any], table: str, x: Tensor) -> int:
-    first = given[table][0] if isinstance(given[table], tuple) else given[table]
-    return first.shape[0] - x.shape[1]
 
 
 def _follow(

@@ -32,6 +32,7 @@ class Denoiser:
         clock: what the root's ``timestep`` counts up to.
         follow: arguments of the attention laid out along text and visual tokens, ``(T + N, d)``
             tables that all samples share; they follow the survivors of each sample.
+        prompt_first: in joint attention the prompt's tokens come before the visual ones.
         left: what is not merged, in words, for the documentation.
         example: a model of this row, likewise.
     """
@@ -46,6 +47,7 @@ class Denoiser:
     ids: str | None = None
     clock: float = 1000.0
     follow: tuple[str, ...] = ()
+    prompt_first: bool = False
     left: str = ""
     example: str = ""
 

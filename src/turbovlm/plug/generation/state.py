@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from turbovlm.config import MergeRestore
 from turbovlm.errors import TurboError, UnsupportedInput
-from turbovlm.maths.generation import Fold, match, sets, sketch, uses_value
-from turbovlm.plug.generation.guide import is_cross, received, similarity
+from turbovlm.maths.fold import Fold
+from turbovlm.maths.generation import Sets, match, sets, sketch, uses_value
+from turbovlm.maths.information import MEAN_WEIGHT
+from turbovlm.plug.generation.guide import changed, is_cross, received, similarity
 from turbovlm.plug.generation.row import Denoiser
 
 Kind = Literal["self_attention", "cross_attention", "feed_forward", "whole"]
@@ -70,7 +72,7 @@ class Call:
         paired: whether the second half of the batch is the first half again, as classifier-free
             guidance has it: a bool, or ``()`` bool where asking would stop an accelerator.
         place: the running block and its number of tokens.
-        block: tokens that came into the running block, where they measure similarity.
+        block: tokens that came into the running block.
         shared: the running block, r, and the plan that its modules share.
         moves: what was merged, when recording.
     """
@@ -220,21 +222,37 @@ class Patch:
         x: Tensor,
         text: Tensor | None,
         r: int,
-        parts: Any,
+        parts: Sets,
         block: int,
     ) -> Fold:
+        came = x if call.block is None else call.block
         x = call.halves(x)
-        value = None
+        value, share = None, 1.0
         if uses_value(self.config):
-            value = received(attention, x, None if text is None else call.halves(text))
-        if self.config.metric == "key":
-            metric = similarity(attention, x)
-        else:
-            metric = x if call.block is None else call.halves(call.block)
+            value, share = self._value(call, attention, came, x, text)
+        metric = similarity(attention, x) if self.config.metric == "key" else call.halves(came)
         if self.config.metric == "sketch":
             metric = sketch(metric)
         copies = 2 if call.paired is True else 1
-        return match(metric, value, r, parts, self.config, block, copies)
+        return match(metric, value, r, parts, self.config, block, share, copies)
+
+    def _value(
+        self, call: Call, attention: nn.Module, came: Tensor, x: Tensor, text: Tensor | None
+    ) -> tuple[Tensor, float | Tensor]:
+        """A, and the share of the default weight that it has.
+
+        Under guidance it is what the prompt changed in the tokens that ``came`` into the block;
+        without, or where the paper's way is asked for, attention received by what the module
+        reads, ``x``.
+        """
+        paired = call.paired
+        if self.config.plan == "block" and paired is True:
+            return changed(*_halves(came)), 1.0
+        attended = received(attention, x, None if text is None else call.halves(text))
+        if self.config.plan == "module" or isinstance(paired, bool):
+            return attended, MEAN_WEIGHT
+        moved = changed(*_halves(came)).repeat(2, 1)
+        return torch.where(paired, moved, attended), torch.where(paired, 1.0, MEAN_WEIGHT)
 
     def _grid(self, root: nn.Module, given: Mapping[str, Any]) -> tuple[int, int]:
         latent, side = given[self.row.latent], self.row.patch_of(root)
@@ -280,6 +298,11 @@ class Patch:
         self.__dict__.update(state)
         self.trace, self.traced = None, None
         self._threads = threading.local()
+
+
+def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    first, second = x.chunk(2)
+    return first, second
 
 
 def _paired(latent: Tensor) -> bool | Tensor:

@@ -42,7 +42,7 @@ class Line:
     def config(self) -> Merge | MergeRestore | None:
         """The setting that was counted; None for the unmerged model."""
         if self.ratio:
-            return MergeRestore(ratio=self.ratio, metric="token")
+            return MergeRestore(ratio=self.ratio, metric="token", restore="copy")
         return Merge(r=self.r) if self.r else None
 
 

@@ -1,0 +1,125 @@
+"""What a plan of generation does to tokens: merge before a module, restore after it (Eq. 14)."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from turbovlm.maths.information import COPY
+from turbovlm.maths.matching import Plan
+from turbovlm.maths.merging import restore, size_bias, take
+
+RIDGE = 0.1
+"""Of the fit of `Slope`, as a share of the mean variance of the directions."""
+
+
+@dataclass(frozen=True)
+class Slope:
+    """The first-order term of restoring: how a module's output follows its input.
+
+    A copy gives every member of a group the output of the group's mean. What is missing is about
+    linear in how far the member stands from that mean, and the survivors, whose inputs and
+    outputs are both known, tell the slope: ridge regression of their outputs on their sketch.
+
+    Attributes:
+        step: ``(B, N, d)`` from the survivor that stands for a position to the position.
+        solve: ``(B, d, N - r)`` makes the slope ``(B, d, C)`` of the survivors' outputs.
+    """
+
+    step: Tensor
+    solve: Tensor
+
+    @classmethod
+    def of(cls, fold: Fold, points: Tensor) -> Slope:
+        """From where the tokens stand, ``(B, N, d)``, in fp32 or wider."""
+        device = points.device.type
+        full = nullcontext() if points.is_meta else torch.autocast(device, enabled=False)
+        with full:
+            kept = fold.merge(points)
+            centred = kept - kept.mean(1, keepdim=True)
+            square = centred.transpose(1, 2) @ centred
+            spread = square.diagonal(dim1=1, dim2=2)
+            floor = COPY * kept.shape[1] / kept.shape[2]  # tokens that differ by rounding alone
+            ridge = RIDGE * spread.mean(1, keepdim=True) + floor
+            square = square + torch.diag_embed(ridge.expand_as(spread))
+            root, _ = torch.linalg.cholesky_ex(square)  # positive: nothing to check, no waiting
+            solve = torch.cholesky_solve(centred.transpose(1, 2), root)
+            return cls(points - take(kept, fold.owner), solve)
+
+    def add(self, whole: Tensor, y: Tensor) -> Tensor:
+        """``(B, N, C)`` with the term added, from the survivors' outputs ``(B, N - r, C)``."""
+        slope = self.solve.to(y.dtype) @ y  # the mean of y drops out: the directions are centred
+        return torch.baddbmm(whole, self.step.to(y.dtype), slope)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A plan with what merging and restoring need of it, computed once for several modules.
+
+    Attributes:
+        plan: what is merged.
+        owner: ``(B, N)`` who stands for each position among the survivors.
+        order: ``(B N,)`` rows of the flattened batch, group by group.
+        start: ``(B (N - r),)`` where each group starts in ``order``.
+        size: ``(B, N - r)`` int64 tokens in each group.
+        second: ``(B, r)`` the runner-up of each source among the survivors, weighted restore only.
+        share: ``(B, r, 1)`` what of a source's value comes from the runner-up.
+        slope: the first-order term, linear restore only.
+    """
+
+    plan: Plan
+    owner: Tensor
+    order: Tensor
+    start: Tensor
+    size: Tensor
+    second: Tensor | None = None
+    share: Tensor | None = None
+    slope: Slope | None = None
+
+    @classmethod
+    def of(cls, plan: Plan) -> Fold:
+        """What follows from a plan; one sort of ``B N`` integers, and static shapes."""
+        batch, kept = plan.keep.shape
+        owner = plan.representative()
+        first = torch.arange(batch, device=owner.device).unsqueeze(1) * kept
+        group = (owner + first).flatten()
+        count = torch.zeros(batch * kept, dtype=torch.int64, device=owner.device)
+        count = count.scatter_add(0, group, torch.ones_like(group))
+        start = count.cumsum(0) - count
+        return cls(plan, owner, group.argsort(stable=True), start, count.view(batch, kept))
+
+    @property
+    def bias(self) -> Tensor:
+        """Proportional attention (supplementary Eq. 2): ``log size`` ``(B, N - r)`` fp32."""
+        return size_bias(self.size.float())
+
+    def merge(self, x: Tensor) -> Tensor:
+        """``(B, N, C)`` -> ``(B, N - r, C)``: the mean of every group.
+
+        A bag of embeddings is just that, and reads every row once: three times as fast as
+        gathering the survivors and adding the sources to them.
+        """
+        batch, kept = self.plan.keep.shape
+        rows = x.reshape(-1, x.shape[-1])
+        return F.embedding_bag(self.order, rows, self.start, mode="mean").view(batch, kept, -1)
+
+    def restore(self, y: Tensor, pointwise: bool = False) -> Tensor:
+        """``(B, N - r, C)`` -> ``(B, N, C)``: every merged position gets a value back.
+
+        Args:
+            y: what the module made of the survivors.
+            pointwise: whether it looks at each token alone, so that a slope says something.
+        """
+        whole = restore(y, self.owner)
+        if self.slope is not None:
+            return self.slope.add(whole, y) if pointwise else whole
+        if self.second is None or self.share is None:
+            return whole
+        first, second = take(y, self.plan.slot), take(y, self.second)
+        mixed = first + (second - first) * self.share.to(y.dtype)
+        place = self.plan.source.unsqueeze(-1).expand_as(mixed)
+        return whole.scatter(1, place, mixed)

@@ -96,10 +96,15 @@ def test_every_denoiser_counts_members(make: Callable[[], denoisers.Case]) -> No
 
 def test_slices_of_attention_give_the_same() -> None:
     case = denoisers.unet()
+    case.model.double()  # so that rounding never changes which tokens are merged
+    given = {
+        "latent": denoisers.noise(2, 4, 16, 16).double(),
+        "text": denoisers.noise(2, 7, 24, seed=2).double(),
+    }
     with turbovlm.applied(case.model, SOME):
-        fused = case.step()
+        fused = case.step(**given)
         case.model.set_attention_slice(1)
-        torch.testing.assert_close(case.step(), fused, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(case.step(**given), fused)
 
 
 def test_a_kernel_that_hides_its_logits_is_refused() -> None:

@@ -18,6 +18,7 @@ from diffusers.models.attention_processor import (
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 from diffusers.models.transformers.transformer_flux import FluxAttention
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 import turbovlm
 from tests.hosts import denoisers
@@ -180,3 +181,51 @@ def test_an_image_prompt_beside_the_text() -> None:
         merged = case.step(added_cond_kwargs=image)
     assert not torch.allclose(merged, plain)
     assert torch.equal(case.step(added_cond_kwargs=image), plain)
+
+
+def test_compiled_guidance_chooses_what_eager_guidance_does() -> None:
+    case = denoisers.unet()
+    case.model.double()
+    given = {
+        "latent": denoisers.noise(1, 4, 16, 16).repeat(2, 1, 1, 1).double(),
+        "text": denoisers.noise(2, 7, 24, seed=2).double(),
+    }
+    with turbovlm.applied(case.model, SOME):
+        eager = case.step(**given)
+        compiled = torch.compile(case.model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(case.step(run=compiled, **given), eager)
+    with turbovlm.applied(case.model, MergeRestore(ratio=0.3, alpha=0)):
+        assert not torch.allclose(case.step(**given), eager)
+
+
+class Masks(TorchFunctionMode):
+    """Keeps the masks that fused attention gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
+            assert mask is not None
+            self.seen.append(mask)
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("make", [denoisers.sd3, denoisers.flux], ids=lambda f: f.__name__)
+def test_a_row_says_where_the_prompt_stands(make: Callable[[], denoisers.Case]) -> None:
+    case = make()
+    with Masks() as masks, turbovlm.applied(case.model, SOME):
+        case.step()
+    assert masks.seen
+    for mask in masks.seen:
+        row = mask[0, 0, 0]
+        front, back = row[:7], row[-7:]
+        prompt = front if case.name == "flux" else back
+        assert not prompt.any()
+        assert row.any()
+        visual = row[7:] if case.name == "flux" else row[:-7]
+        assert len(visual) == 256 - 76
+        assert int(visual.exp().round().sum()) == 256

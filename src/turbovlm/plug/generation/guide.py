@@ -85,7 +85,8 @@ def changed(first: Tensor, second: Tensor) -> Tensor:
     Returns:
         ``(B, N)`` fp32, each row sums to 1 or is zero.
     """
-    moved = (second - first).norm(dim=-1).float()
+    # `norm` is five times slower on a UNet's tokens, which are channels first
+    moved = (second - first).float().square().sum(-1).sqrt()
     return moved / moved.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
 
 

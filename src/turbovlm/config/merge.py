@@ -52,6 +52,11 @@ class Merge(Setting):
         floor_rule: ``"clamp"`` never goes below ``min_tokens``; ``"paper"`` tests the length
             before a merge, as the released code does, so that it can end below.
         seed: seed of ``method="random"``.
+        collapse: after the attention of the last block all tokens but the prefix become one, so
+            that its MLP runs on the prefix and that one. Where the cls token alone is read
+            afterwards (most classifiers, CLIP's embedding) this changes nothing but the time. For
+            nobody else: `turbovlm.apply` refuses an encoder without a cls token and one whose
+            pooling is known to read the patches, and `turbovlm.tasks.tuning` measures it.
 
     Raises:
         ConfigError: for any value out of range, before anything else happens.
@@ -71,6 +76,7 @@ class Merge(Setting):
     min_tokens: int = 0
     floor_rule: FloorRule = "clamp"
     seed: int = 0
+    collapse: bool = False
 
     def __post_init__(self) -> None:
         check_choices(self, _CHOICES)
@@ -80,6 +86,13 @@ class Merge(Setting):
             check_count(name, getattr(self, name))
         for name in ("beta", "inflection"):
             check_finite(name, getattr(self, name))
+        if not isinstance(self.collapse, bool):
+            raise ConfigError(f"collapse must be True or False, not {self.collapse!r}")
+        if self.collapse and self.min_tokens:
+            raise ConfigError(
+                "collapse leaves one token beside the prefix, whatever min_tokens says: leave one "
+                "of the two out"
+            )
         if self.beta <= 0:
             raise ConfigError(f"beta must be positive, got {self.beta}: 1 makes S4 equal to S1")
         if abs(self.inflection) > 1:

@@ -130,6 +130,14 @@ def match(
     return complete(source, destination, tokens)[0]
 
 
+def collapse(batch: int, tokens: int, prefix: int, device: torch.device) -> Plan:
+    """All tokens behind the prefix go into the first of them, unmatched."""
+    everyone = torch.arange(tokens, device=device).expand(batch, -1)
+    source = everyone[:, prefix + 1 :]
+    only = torch.full_like(source, prefix)
+    return Plan(source, only, everyone[:, : prefix + 1], only, tokens)
+
+
 def first_source(prefix: int) -> int:
     """First even position that is not a prefix token."""
     return prefix + prefix % 2

@@ -15,12 +15,14 @@ def removed(config: Merge, block: int, depth: int, tokens: int, prefix: int) -> 
     """Tokens that block ``block`` (from 0) of ``depth`` removes from ``tokens``.
 
     Args:
-        config: the setting; its ``r``, ``ratio``, ``inflection`` and floor decide.
+        config: the setting; its ``r``, ``ratio``, ``inflection``, floor and ``collapse`` decide.
         block: index of the block, from 0.
         depth: number of blocks.
         tokens: length of the sequence that enters the block, prefix tokens included.
         prefix: number of prefix tokens, which are never merged.
     """
+    if config.collapse and block == depth - 1:
+        return max(0, tokens - prefix - 1)
     wanted = min(_wanted(config, block, depth, tokens, prefix), removable(tokens, prefix))
     if config.floor_rule == "paper":
         # the released code looks at the length before the merge, so it can end below the floor

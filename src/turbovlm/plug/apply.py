@@ -36,6 +36,8 @@ def apply_rows(
     towers = find_towers(model, rows, refusals)
     for tower in towers:
         check_depth(config, len(tower.blocks))
+        if config.collapse:
+            _check_collapse(model, tower)
     for module in model.modules():
         if hasattr(type(module), "check_merge"):
             cast(Any, module).check_merge(config)
@@ -91,6 +93,21 @@ def restored_after(model: nn.Module, tower: Tower) -> frozenset[int]:
         layers = [read] if isinstance(read, int) else read
         restored |= {(depth + i if i < 0 else i - 1) for i in layers}
     return frozenset(layer for layer in restored if 0 <= layer < depth)
+
+
+def _check_collapse(model: nn.Module, tower: Tower) -> None:
+    row, title = tower.row, type(tower.module).__name__
+    if row.guide_of(tower.module) != "cls" or not row.prefix_of(tower.module):
+        raise ConfigError(
+            f"collapse keeps the cls token alone and {title} has none: leave collapse out"
+        )
+    # a row that always restores does not know its reader: CLIP's embedding takes cls alone
+    known = replace(tower, row=replace(row, restore=False))
+    if len(tower.blocks) - 1 in restored_after(model, known):
+        raise ConfigError(
+            f"collapse leaves one patch token, and what reads {title} needs all of them: leave "
+            "collapse out"
+        )
 
 
 def rehearse(tower: Tower, config: Merge) -> None:

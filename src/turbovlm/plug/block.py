@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from turbovlm.errors import UnseenAttention
-from turbovlm.maths.matching import Plan, match
+from turbovlm.maths.matching import Plan, collapse, match
 from turbovlm.maths.merging import merge, restore, take
 from turbovlm.plug.arguments import along, bind, seed
 from turbovlm.plug.state import Call, Patch, Tokens
@@ -76,18 +76,22 @@ class TurboBlock(nn.Module):
                 size = seed(given.get(patch.row.mask or ""))
                 tokens = Tokens(size, padded=size is not None)
             along(patch.row, tokens, call.start, patch.prefix, given)
-            tap = patch.tap(tokens, r)
+            collapses = patch.collapses(layer)
+            tap = patch.tap(tokens, matches=r > 0 and not collapses)
             if r == 0:
                 with tap:
                     y = super().forward(x, **given)
                 _check_seen(tap)
             else:
                 y = self.turbo_first(call, tap, x, given)
-                assert tap.metric is not None
-                plan = match(
-                    tap.metric, tap.value, r, patch.prefix, patch.config, layer, tokens.real,
-                    patch.guide,
-                )  # fmt: skip
+                if collapses:
+                    plan = collapse(y.shape[0], y.shape[1], patch.prefix, y.device)
+                else:
+                    assert tap.metric is not None
+                    plan = match(
+                        tap.metric, tap.value, r, patch.prefix, patch.config, layer, tokens.real,
+                        patch.guide,
+                    )  # fmt: skip
                 y, tokens = _merged(patch, tokens, y, plan)
                 y = self.turbo_second(call, y, given)
         call.tokens = tokens

@@ -110,10 +110,14 @@ class Patch:
         """r of this block for this length."""
         return removed(self.config, layer, self.depth, tokens, self.prefix)
 
-    def tap(self, tokens: Tokens, r: int) -> Tap:
-        """The tap for one block: full when the block merges, else only the bias."""
+    def collapses(self, layer: int) -> bool:
+        """Whether this block lets all tokens but the prefix become one."""
+        return self.config.collapse and layer == self.depth - 1
+
+    def tap(self, tokens: Tokens, matches: bool) -> Tap:
+        """The tap for one block: full when the block matches, else only the bias."""
         bias = None if tokens.size is None else size_bias(tokens.size)
-        if r == 0:
+        if not matches:
             return Tap(bias, None, None)
         return Tap(bias, self.guide, self.config.metric, tokens.real)
 

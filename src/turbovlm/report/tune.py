@@ -10,6 +10,7 @@ from turbovlm.tasks.tuning.judge import Trial
 from turbovlm.tasks.tuning.tune import Tuned
 
 STAGES = {
+    "collapse": "the last block",
     "shape": "schedules",
     "alpha": "semantic weight",
     "ladder": "more and more",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 COMPOUND = 3
 """Drift grows with about this power of the share of its tokens that a block removes. Measured on
@@ -15,74 +16,85 @@ WORTH = 0.015
 LEAST = 1e-6  # of the highest cost: what a cost is taken to be at least
 
 
-def saved(rs: Sequence[int], tokens: int) -> float:
-    """The share of the blocks' linear operations that a schedule saves.
+@dataclass(frozen=True)
+class Stack:
+    """The blocks that a schedule is for.
 
-    Args:
-        rs: tokens removed in each block.
+    Attributes:
+        depth: number of blocks.
         tokens: length of the sequence, prefix tokens included.
+        prefix: number of prefix tokens.
+        collapse: whether the last MLP runs on the prefix and one token alone, see `Merge`.
     """
-    left, work = tokens, 0.0
-    for r in rs:
-        work += left * (1 - MLP)
-        left -= r
-        work += left * MLP
-    return 1 - work / (tokens * len(rs))
+
+    depth: int
+    tokens: int
+    prefix: int
+    collapse: bool = False
+
+    def saved(self, rs: Sequence[int]) -> float:
+        """The share of the blocks' linear operations that a schedule saves.
+
+        Args:
+            rs: tokens removed in each block.
+        """
+        left, work = self.tokens, 0.0
+        for block, r in enumerate(rs):
+            work += left * (1 - MLP)
+            left -= r
+            if self.collapse and block == self.depth - 1:
+                left = self.prefix + 1
+            work += left * MLP
+        return 1 - work / (self.tokens * self.depth)
+
+    def shares(self, steps: Mapping[int, int]) -> tuple[int, ...]:
+        """Shares of the tokens that enter each block as numbers of tokens."""
+        rs, tokens = [], self.tokens
+        for block in range(self.depth):
+            rs.append((tokens - self.prefix) * steps.get(block, 0) // STEPS)
+            tokens -= rs[-1]
+        return tuple(rs)
 
 
-def allocate(
-    costs: Mapping[int, float], share: float, depth: int, tokens: int, prefix: int
-) -> tuple[int, ...]:
+def allocate(costs: Mapping[int, float], share: float, stack: Stack) -> tuple[int, ...]:
     """A schedule that saves ``share`` of the work, greedily by drift per saved operation.
 
     Args:
         costs: of the blocks that may merge (from 0): drift over the cube of the share of its
             tokens that a block removes. Those whose merge would not be worth its own time get 0.
-        share: of the blocks' linear operations, see `saved`; where every block removes half of
-            its tokens already, the schedule saves less.
-        depth: number of blocks.
-        tokens: length of the sequence, prefix tokens included.
-        prefix: number of prefix tokens.
+        share: of the blocks' linear operations, see `Stack.saved`; where every block removes half
+            of its tokens already, the schedule saves less.
+        stack: of blocks.
     """
     floor = LEAST * max(costs.values()) or 1.0
     steps = dict.fromkeys(costs, 0)
-    rs = (0,) * depth
-    while saved(rs, tokens) < share:
+    rs = (0,) * stack.depth
+    while stack.saved(rs) < share:
         worth: dict[int, float] = {}
         for block, taken in steps.items():
             if taken < STEPS // 2:
-                more = _schedule({**steps, block: taken + 1}, depth, tokens, prefix)
+                more = stack.shares({**steps, block: taken + 1})
                 moved = max(costs[block], floor) * ((taken + 1) ** COMPOUND - taken**COMPOUND)
-                worth[block] = (saved(more, tokens) - saved(rs, tokens)) / moved
+                worth[block] = (stack.saved(more) - stack.saved(rs)) / moved
         if not worth:
             break
         steps[max(worth, key=lambda block: worth[block])] += 1
-        rs = _schedule(steps, depth, tokens, prefix)
+        rs = stack.shares(steps)
     alone = {
-        block: saved(rs, tokens) - saved((*rs[:block], 0, *rs[block + 1 :]), tokens)
-        for block in costs
+        block: stack.saved(rs) - stack.saved((*rs[:block], 0, *rs[block + 1 :])) for block in costs
     }
     least_used = min(alone, key=lambda block: alone[block])
-    if alone[least_used] < WORTH and len(costs) > 1:
+    if any(rs) and alone[least_used] < WORTH and len(costs) > 1:
         rest = {block: cost for block, cost in costs.items() if block != least_used}
-        fewer = allocate(rest, share, depth, tokens, prefix)
-        return fewer if saved(fewer, tokens) >= share else rs
+        fewer = allocate(rest, share, stack)
+        return fewer if stack.saved(fewer) >= share else rs
     return rs
 
 
-def _schedule(steps: Mapping[int, int], depth: int, tokens: int, prefix: int) -> tuple[int, ...]:
-    """Shares of the tokens that enter each block as numbers of tokens."""
-    rs = []
-    for block in range(depth):
-        rs.append((tokens - prefix) * steps.get(block, 0) // STEPS)
-        tokens -= rs[-1]
-    return tuple(rs)
-
-
-def even(share: float, depth: int, tokens: int, prefix: int) -> tuple[int, ...]:
+def even(share: float, stack: Stack) -> tuple[int, ...]:
     """The paper's schedule, the same r in every block, that saves at least ``share`` if one can."""
     r = 0
-    most = (tokens - prefix) // (depth + 1)  # so that the last block has as many left to remove
-    while saved((r,) * depth, tokens) < share and r < most:
+    most = (stack.tokens - stack.prefix) // (stack.depth + 1)  # the last block can remove it too
+    while stack.saved((r,) * stack.depth) < share and r < most:
         r += 1
-    return (r,) * depth
+    return (r,) * stack.depth

@@ -55,7 +55,8 @@ class Trial:
     """One evaluation of a setting.
 
     Attributes:
-        stage: ``"block"``, ``"shape"``, ``"alpha"``, ``"ladder"`` or ``"validation"``.
+        stage: ``"collapse"``, ``"block"``, ``"shape"``, ``"alpha"``, ``"ladder"`` or
+            ``"validation"``.
         name: of the setting.
         merge: the setting.
         drift: mean of the task's drift.

@@ -10,14 +10,14 @@ from typing import Any
 
 import turbovlm
 from turbovlm.config import Merge
-from turbovlm.errors import ModelError
+from turbovlm.errors import ConfigError, ModelError
 from turbovlm.measure import Timing, compare
 from turbovlm.measure.speed import Ratio
 from turbovlm.tasks.base import Task, calling, summarize
 from turbovlm.tasks.bench import Plan, Progress
 from turbovlm.tasks.images import Images
 from turbovlm.tasks.rows import UNMERGED
-from turbovlm.tasks.tuning.allocate import COMPOUND, allocate, even
+from turbovlm.tasks.tuning.allocate import COMPOUND, Stack, allocate, even
 from turbovlm.tasks.tuning.judge import Part, Trial, loss_of
 from turbovlm.tasks.variants import build, title
 
@@ -29,6 +29,7 @@ FINALISTS = 2  # shapes that are followed to the end
 STEP, RUNGS = 0.01, 60  # what each rung of the ladder saves more, and its length
 START = 4 / 5  # of the height that the searched images allow: where validation begins
 ROUNDS = 6  # of timing, for the shapes
+EXACT = 1e-6  # drift that is rounding
 
 Timer = Callable[[Mapping[str, Callable[[], object]]], Mapping[str, Timing]]
 """Times calls by name, interleaved, see `turbovlm.measure.compare`."""
@@ -54,9 +55,9 @@ class Search:
         with turbovlm.applied(task.model, Merge(r=0)) as run:
             task.outputs(task.model, self.pixels[:1])
             trace = run.trace
-        self.tokens, self.prefix = trace.start, trace.prefix_tokens
-        self.depth = len(trace.tokens)
         self.trials: list[Trial] = []
+        self.stack = Stack(len(trace.tokens), trace.start, trace.prefix_tokens)
+        self.stack = dataclasses.replace(self.stack, collapse=self.collapses())
 
     def ladders(self) -> list[list[Merge]]:
         """Settings that save more and more, of the best two shapes with the best weight."""
@@ -64,20 +65,36 @@ class Search:
         shapes, merge = self.shapes(costs)
         fields = self.weigh(merge)
         shares = [step * STEP for step in range(1, RUNGS + 1)]
-        ladders = [[Merge(**fields, r=self.schedule(s, costs, x)) for x in shares] for s in shapes]
+        ladders = [
+            [self.setting(self.schedule(s, costs, x), **fields) for x in shares] for s in shapes
+        ]
         return [list(dict.fromkeys(ladder)) for ladder in ladders]
+
+    def collapses(self) -> bool:
+        """Whether what reads the encoder takes the cls token alone, so that the rest may go."""
+        self.tell("looking at the last block", 0, 1)
+        try:
+            trial = self.tried("collapse", Merge(r=0, collapse=True))
+        except ConfigError:  # no cls token, or its reader is known to need the patches
+            return False
+        return trial.drift <= EXACT and trial.loss.mean <= EXACT
+
+    def setting(self, r: tuple[int, ...], **fields: Any) -> Merge:
+        """What is tried: a schedule, with what `collapses` found."""
+        return Merge(r=r, collapse=self.stack.collapse, **fields)
 
     def probe(self) -> dict[int, float]:
         """Drift of removing tokens in one block alone, over the cube of their share."""
-        stride = -(-self.depth // PROBES)
-        blocks = sorted(range(self.depth - 1, -1, -stride))
-        amount = max(1, round((self.tokens - self.prefix) * PROBED))
+        depth, patches = self.stack.depth, self.stack.tokens - self.stack.prefix
+        stride = -(-depth // PROBES)
+        blocks = sorted(range(depth - 1 - self.stack.collapse, -1, -stride))
+        amount = max(1, round(patches * PROBED))
         costs = {}
         for step, block in enumerate(blocks):
             self.tell("probing blocks", step, len(blocks))
-            r = tuple(amount if index == block else 0 for index in range(self.depth))
-            drift = self.tried("block", Merge(r=r)).drift
-            costs[block] = drift / (amount / (self.tokens - self.prefix)) ** COMPOUND
+            r = tuple(amount if index == block else 0 for index in range(depth))
+            drift = self.tried("block", self.setting(r)).drift
+            costs[block] = drift / (amount / patches) ** COMPOUND
         return costs
 
     def schedule(self, shape: str, costs: Mapping[int, float], share: float) -> tuple[int, ...]:
@@ -86,7 +103,7 @@ class Search:
         A merge has a cost of its own in time, so that fewer and larger ones can be faster.
         """
         if shape == "the same r":
-            return even(share, self.depth, self.tokens, self.prefix)
+            return even(share, self.stack)
         blocks = list(costs)
         if shape == "every second":
             blocks = blocks[::-1][::2]
@@ -94,14 +111,14 @@ class Search:
             middle = slice(len(blocks) // 3, len(blocks) * 3 // 4, 2)
             blocks = [*blocks[middle], blocks[-1]]
         some = {block: costs[block] for block in blocks}
-        return allocate(some, share, self.depth, self.tokens, self.prefix)
+        return allocate(some, share, self.stack)
 
     def shapes(self, costs: Mapping[int, float]) -> tuple[list[str], Merge]:
         """The two shapes with the least drift for the time that they save, and a merge of one."""
         found = {}
         for step, shape in enumerate(SHAPES):
             self.tell("comparing schedules", step, len(SHAPES))
-            merge = Merge(r=self.schedule(shape, costs, COMPARED))
+            merge = self.setting(self.schedule(shape, costs, COMPARED))
             found[shape] = self.tried("shape", merge)
         gains = self.speed([trial.merge for trial in found.values()], ROUNDS)
         # Drift grows with the cube of what is removed, so this is the drift of equal savings.
@@ -120,7 +137,7 @@ class Search:
         drifts = []
         for step, fields in enumerate(choices):
             self.tell("comparing weights", step, len(choices))
-            drifts.append(self.tried("alpha", Merge(**fields, r=merge.r)).drift)
+            drifts.append(self.tried("alpha", dataclasses.replace(merge, **fields)).drift)
         return choices[drifts.index(min(drifts))]
 
     def climb(self, ladder: Sequence[Merge], promise: float) -> int:

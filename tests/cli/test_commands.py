@@ -298,7 +298,8 @@ def test_help_names_every_option_and_an_example(capsys: pytest.CaptureFixture[st
     code, out, _ = turbovlm_runs(capsys, "bench", "--help")
     assert code == 0
     for word in ("MODEL", "--images", "--labels", "--r", "--method", "--weights", "--json",
-                 "--batch", "--device", "--dtype", "--compile", "--fused", "--html"):  # fmt: skip
+                 "--batch", "--device", "--dtype", "--compile", "--fused", "--html",
+                 "--collapse"):  # fmt: skip
         assert word in out
     assert "turbovlm bench timm:vit_base_patch16_224 --images photos --r 8 12 16" in out
     code, out, _ = turbovlm_runs(capsys, "demo", "-h")

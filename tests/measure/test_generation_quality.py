@@ -152,3 +152,34 @@ def test_noise_belongs_to_the_prompt(load: Load) -> None:
     later = quality.Task("x", 1, 1, "test", 1, 3.0).draw(pipe, 1, lambda n: None)
     assert np.abs(together[1:].astype(int) - later).max() <= 1
     assert np.abs(together[0].astype(int) - together[1]).max() > 1
+
+
+def test_one_forward_measures_the_guided_prediction(
+    load: Load, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forward, methods = load("forward"), load("methods")
+    words = "--scenes 3 --time 900 300 --split test --method turbo tomesd --ratio 0.5 --batch 2"
+    args = forward.parse(words.split())
+    pipe = painter.load()
+    found = methods.candidates(args.method, args.ratio, [{}, {"restore": "copy"}])
+    values = forward.errors(pipe, found, args)
+    assert values.shape == (3, 3, 2)  # tomesd has no other way of restoring
+    assert (values > 0).all()
+    with torch.no_grad():  # the second scene at the second time by itself
+        sight = list(forward.sights(pipe, args))[1]
+        assert sight.time == 300
+        assert torch.equal(*sight.latent.chunk(2))
+        empty, told = pipe.unet(
+            sight.latent, 300, encoder_hidden_states=sight.text, return_dict=False
+        )[0].chunk(2)
+        plain = (empty + painter.GUIDANCE * (told - empty))[1].double()
+        found[0].apply(pipe, 1024)
+        merged = sight.guided(pipe.unet, painter.GUIDANCE)[1].double()
+        found[0].remove(pipe)
+    expected = (merged - plain).square().mean() / plain.square().mean()
+    assert values[0, 1, 1] == pytest.approx(float(expected), rel=1e-6)
+    assert forward.ratio(np.full(5, 3.0), np.full(5, 2.0)) == pytest.approx((1.5, 1.5, 1.5))
+    forward.main([*words.split(), "--setting", "{}", '{"restore": "copy"}'])
+    told_lines = capsys.readouterr().out
+    assert "turbo restore=copy" in told_lines
+    assert "of the first's" in told_lines

@@ -19,7 +19,14 @@ OUT = Path("turbo.json")
 
 def trial(stage: str, r: int, loss: float, images: int = 160) -> Trial:
     merge = Merge(r=r)
-    return Trial(stage, f"turbo r={r}", merge, 0.01, Loss(loss, 0.002, images), {"agreement": 0.97})
+    return Trial(
+        stage,
+        f"turbo r={r}",
+        merge,
+        0.01,
+        Loss(loss, 0.002, images, loss + 0.004),
+        {"agreement": 0.97},
+    )
 
 
 def tuned(**changes: Any) -> Tuned:

@@ -146,6 +146,7 @@ def test_settings() -> None:
         Merge(r=4, method="redundancy"),
         Merge(r=8, method="redundancy"),
     ]
+    assert settings([4], ["turbo"], collapse=True) == [Merge(r=4, collapse=True)]
     for bad in ({"rs": [-1]}, {"methods": ["best"]}, {"alphas": [float("nan")]}):
         with pytest.raises(ConfigError):
             settings(**{"rs": [4], "methods": ["turbo"], **bad})

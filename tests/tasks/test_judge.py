@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from turbovlm.config import Merge
 from turbovlm.errors import InputError
 from turbovlm.tasks.images import ImageFolder
 from turbovlm.tasks.models import load, with_labels
+from turbovlm.tasks.tuning.bound import upper_bound
 from turbovlm.tasks.tuning.judge import Loss, Part, split
 
 
@@ -19,10 +22,47 @@ def test_the_rule_by_hand() -> None:
     # degrees of freedom: deviation 0.02, standard error 0.01
     loss = Loss.of([0, 0, 0, 0.04])
     assert (loss.mean, loss.error, loss.images) == pytest.approx((0.01, 0.01, 4))
-    assert loss.bound == pytest.approx(0.01 + 1.645 * 0.01)
-    assert loss.within(0.0265)
-    assert not loss.within(0.0264)
+    # the largest one once more: mean 0.02, variance 0.01^2 + 0.01^2, so 4 degrees of freedom, of
+    # which the 95 % quantile is 9.488
+    assert loss.bound == pytest.approx(0.02 * 9.488 / 4, rel=0.01)
+    assert loss.within(0.048)
+    assert not loss.within(0.047)
     assert Loss.of([0, 0]).within(0.001)
+
+
+def test_gains_make_up_for_losses_and_are_as_uncertain() -> None:
+    sparse = [0.0] * 96 + [0.2, 0.3, 0.1, 0.2]
+    worse, better = upper_bound(sparse), upper_bound([*sparse[:-2], -0.1, -0.2])
+    assert better < worse
+    assert upper_bound([-loss for loss in sparse]) <= 0
+    # the uncertainty of both, and not of one
+    assert better > upper_bound([*sparse[:-2], 0.0, 0.0]) - 0.003
+    # where hardly an image keeps its own, the errors of both are no longer independent
+    assert upper_bound([1.0, -1.0] * 50) == pytest.approx(1.645 * 0.1005, abs=1e-4)
+
+
+def coverage(draw: Callable[[random.Random], float], truth: float, number: int) -> float:
+    """Share of samples of 150 images whose bound is above the true mean."""
+    rng, kept = random.Random(0), 0
+    for _ in range(number):
+        kept += upper_bound([draw(rng) for _ in range(150)]) >= truth
+    return kept / number
+
+
+def test_the_bound_holds_where_few_lose_much_and_where_all_lose_a_little() -> None:
+    def rare(rng: random.Random) -> float:
+        return rng.random() if rng.random() < 0.05 else 0.0
+
+    def dense(rng: random.Random) -> float:
+        return rng.gammavariate(4, 0.0025)
+
+    def labels(rng: random.Random) -> float:
+        return rng.choice([1, 0, -1]) if rng.random() < 0.06 else 0
+
+    # among 150 images seven or eight lose something; mean + 1.645 errors holds in 87 of 100
+    assert 0.95 < coverage(rare, 0.025, 1000) < 0.985
+    assert 0.94 < coverage(dense, 0.01, 500) < 0.99
+    assert coverage(labels, 0.0, 500) > 0.94
 
 
 def test_the_split_is_seeded_and_loses_nobody() -> None:

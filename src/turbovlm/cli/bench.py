@@ -36,6 +36,14 @@ def bench(
     alpha: Annotated[
         float | None, typer.Option(help="Weight of the semantic value in turbo.")
     ] = None,
+    collapse: Annotated[
+        bool,
+        typer.Option(
+            "--collapse",
+            help="After the last attention only cls and one token go on: exact where cls alone is "
+            "read.",
+        ),
+    ] = False,
     weights: Weights = None,
     beams: Beams = 3,
     fused: Annotated[
@@ -71,7 +79,9 @@ def bench(
     from turbovlm.tasks.variants import settings
 
     # Whatever can be wrong is found here, before the model is loaded and the long run begins.
-    merges = settings(whole_numbers(r, "--r"), names(method, "--method"), [alpha])
+    merges = settings(
+        whole_numbers(r, "--r"), names(method, "--method"), [alpha], collapse=collapse
+    )
     place = pick_device(device)
     plan = benching.Plan(batch, place, pick_dtype(dtype, place), compiled, fused, rounds)
     check_writable(json, "--json")

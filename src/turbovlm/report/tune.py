@@ -53,8 +53,7 @@ def lines(tuned: Tuned, out: Path) -> list[str]:
         f"{tuned.model}: {len(tuned.trials)} evaluations, {probes} of them of single blocks; speed "
         f"on {tuned.device}, {tuned.dtype}, batch {tuned.batch}.",
         f"{tuned.loss.title}: {tuned.loss.about}. Accepted is what keeps within {_promise(tuned)} "
-        "on images that were not searched with, by the 95 % bound: mean + 1.645 standard errors "
-        "(±).",
+        "on images that were not searched with, by the 95 % bound of the mean.",
     ]
     if held and 1 / held > tuned.max_loss:
         said.append(

@@ -33,6 +33,8 @@ def settings(
     methods: Sequence[Any],
     alphas: Sequence[float | None] = (None,),
     inflections: Sequence[float] = (0.0,),
+    *,
+    collapse: bool = False,
 ) -> list[Merge]:
     """Every combination, in the order of the arguments' last first, without repetitions.
 
@@ -41,12 +43,19 @@ def settings(
         methods: names, see `Merge`.
         alphas: of the method that uses it, turbo; None keeps the default.
         inflections: shapes of the schedule, see `Merge`.
+        collapse: of all of them, see `Merge`.
 
     Raises:
         ConfigError: for a value that `Merge` refuses.
     """
     merges = (
-        Merge(r=r, method=method, alpha=alpha if method == "turbo" else None, inflection=shape)
+        Merge(
+            r=r,
+            method=method,
+            alpha=alpha if method == "turbo" else None,
+            inflection=shape,
+            collapse=collapse,
+        )
         for method in methods
         for alpha in alphas
         for shape in inflections

@@ -15,10 +15,10 @@ from turbovlm.config import Merge
 from turbovlm.errors import InputError
 from turbovlm.tasks.base import Task, batches
 from turbovlm.tasks.images import Images
+from turbovlm.tasks.tuning.bound import upper_bound
 
 FEWEST = 20  # images, of which a third is searched with and the rest validates
 SEARCHED = 200  # at most; their pixels are held in memory
-ERRORS = 1.645  # standard errors above the mean: the one-sided 95 % bound of a normal error
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,19 @@ class Loss:
         mean: of the task's loss.
         error: standard error of that mean.
         images: how many.
+        bound: what the true mean is below with 95 % confidence, see `upper_bound`.
     """
 
     mean: float
     error: float
     images: int
+    bound: float
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Loss:
         """From the loss of every image, of at least two."""
-        return cls(fmean(values), stdev(values) / len(values) ** 0.5, len(values))
-
-    @property
-    def bound(self) -> float:
-        """What the true mean is below with 95 % confidence, where the error is normal."""
-        return self.mean + ERRORS * self.error
+        error = stdev(values) / len(values) ** 0.5
+        return cls(fmean(values), error, len(values), upper_bound(values))
 
     def within(self, promise: float) -> bool:
         """Whether the bound is within the promise."""

@@ -14,6 +14,7 @@ from diffusers.models.attention_processor import (
     IPAdapterAttnProcessor2_0,
     JointAttnProcessor2_0,
     SlicedAttnProcessor,
+    XFormersAttnProcessor,
 )
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 from diffusers.models.transformers.transformer_flux import FluxAttention
@@ -23,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 import turbovlm
 from tests.hosts import denoisers
 from turbovlm import MergeRestore
-from turbovlm.errors import UnseenAttention
+from turbovlm.errors import NotApplied, UnseenAttention
 from turbovlm.plug.generation.guide import changed
 from turbovlm.plug.generation.proportional import Proportional
 
@@ -121,6 +122,30 @@ def test_a_kernel_that_hides_its_logits_is_refused() -> None:
     turbovlm.remove(case.model)
     with turbovlm.applied(case.model, MergeRestore(ratio=0.3, proportional=False)):
         case.step()
+
+
+@pytest.mark.parametrize("hidden", ["XFormersAttnProcessor", "flash", "_native_flash"])
+def test_what_is_known_to_hide_its_logits_is_refused_at_once(hidden: str) -> None:
+    case = denoisers.unet()
+    processor: Any = XFormersAttnProcessor()
+    if not hidden.startswith("XFormers"):
+        processor = AttnProcessor2_0()
+        processor._attention_backend = hidden
+    attention = case.model.mid_block.attentions[0].transformer_blocks[0].attn1
+    attention.processor = processor
+    with pytest.raises(UnseenAttention, match=rf"mid_block.*attn1 is computed by .*{hidden}"):
+        turbovlm.apply(case.model, SOME)
+    with pytest.raises(NotApplied):  # nothing was changed
+        turbovlm.remove(case.model)
+    for setting in (
+        MergeRestore(ratio=0.3, proportional=False),
+        MergeRestore(ratio=0.3, self_attention=0),
+    ):
+        turbovlm.remove(turbovlm.apply(case.model, setting))
+    if hidden.startswith("XFormers"):
+        return
+    processor._attention_backend = "native"
+    turbovlm.remove(turbovlm.apply(case.model, SOME))
 
 
 def sources(case: denoisers.Case, setting: MergeRestore = SOME, **given: Any) -> list[Tensor]:

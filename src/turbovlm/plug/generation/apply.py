@@ -12,6 +12,7 @@ from turbovlm.config import MergeRestore
 from turbovlm.errors import NothingToPatch, UnknownArchitecture
 from turbovlm.plug.generation.guide import is_cross
 from turbovlm.plug.generation.module import TurboDenoiser, TurboEntry, TurboModule, TurboWhole
+from turbovlm.plug.generation.proportional import check_visible
 from turbovlm.plug.generation.row import Denoiser
 from turbovlm.plug.generation.state import Kind, ModuleSite, Patch, PlainSite
 from turbovlm.plug.row import is_named
@@ -70,6 +71,7 @@ def apply_rows(model: Any, config: MergeRestore, rows: Sequence[Denoiser]) -> No
         UnknownArchitecture: if no row knows a denoiser in it.
         NothingToPatch: if a denoiser holds no block of a row.
         UnsuitableBlock: if another plug-in replaced a forward.
+        UnseenAttention: if merged tokens should count in an attention that hides its logits.
     """
     roots = denoisers(model, rows)
     if not roots:
@@ -135,7 +137,9 @@ def _site(
     attention: nn.Module,
     module: nn.Module,
 ) -> ModuleSite:
-    host = type(module)
+    host, config = type(module), patch.config
+    if config.proportional and kind in ("self_attention", "whole") and config.self_attention != 0:
+        check_visible(module if kind == "self_attention" else attention, name)
     return ModuleSite(patch, host, parameters_of(host), name, kind, number, attention, row)
 
 

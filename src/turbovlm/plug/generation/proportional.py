@@ -12,6 +12,32 @@ from torch.overrides import TorchFunctionMode
 from turbovlm.errors import UnseenAttention
 from turbovlm.plug.tap import FUSED, SOFTMAX, with_bias
 
+_SEEN = ("native", "_native_math", "_native_efficient", "_native_cudnn")
+"""Backends of diffusers that end in torch's attention and take a mask."""
+_FIX = (
+    "use torch's attention (unet.set_default_attn_processor(), no xformers; "
+    "transformer.reset_attention_backend()), or proportional=False"
+)
+
+
+def check_visible(attention: Any, name: str) -> None:
+    """Whether merged tokens can count in this attention, as far as one can tell before it runs.
+
+    Raises:
+        UnseenAttention: for a processor or a backend whose kernel hides its logits.
+    """
+    processor = getattr(attention, "processor", None)
+    backend = getattr(processor, "_attention_backend", None)
+    backend = getattr(backend, "value", backend)
+    title = type(processor).__name__
+    if backend in (None, *_SEEN) and not any(word in title for word in ("XFormers", "NPU", "XLA")):
+        return
+    by = title if backend is None else f"the backend {backend!r}"
+    raise UnseenAttention(
+        f"the attention of {name} is computed by {by}, which hides its logits, so merged tokens "
+        f"cannot count as often as they have members: {_FIX}"
+    )
+
 
 class Proportional(TorchFunctionMode):
     """Adds ``log size`` to the logits of the one attention that runs while this is open.
@@ -81,6 +107,5 @@ class Proportional(TorchFunctionMode):
         if kind is None and not seen:
             raise UnseenAttention(
                 f"the attention of {self.name} was not seen, so merged tokens cannot count as "
-                "often as they have members: use torch's attention "
-                "(unet.set_default_attn_processor(), no xformers), or proportional=False"
+                f"often as they have members: {_FIX}"
             )

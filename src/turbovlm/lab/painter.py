@@ -23,9 +23,11 @@ from turbovlm.lab.grammar import vocabulary
 from turbovlm.lab.scenes import layout, split
 
 if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
         StableDiffusionPipeline,
     )
+    from transformers import BertTokenizer, CLIPTextModel
 
 WEIGHTS = Path(__file__).parent / "weights" / "painter"
 PIXELS = 64
@@ -35,17 +37,16 @@ OBJECTS = 3
 _TEXT_WIDTH = 128
 
 
-def build() -> StableDiffusionPipeline:
-    """An untrained painter; its weights follow torch's global generator."""
+def reader(width: int, layers: int, heads: int) -> tuple[CLIPTextModel, BertTokenizer]:
+    """An untrained text encoder with one token per word of the captions, and its tokenizer."""
     transformers = require("transformers", "hf")
-    diffusers: Any = require("diffusers", "diffusion")
     tokens = SPECIAL_TOKENS + vocabulary()
-    text = transformers.CLIPTextConfig(
+    config = transformers.CLIPTextConfig(
         vocab_size=len(tokens),
-        hidden_size=_TEXT_WIDTH,
-        intermediate_size=4 * _TEXT_WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
         max_position_embeddings=CAPTION_TOKENS,
         pad_token_id=tokens.index("[PAD]"),
         bos_token_id=tokens.index("[CLS]"),
@@ -57,15 +58,28 @@ def build() -> StableDiffusionPipeline:
         eos_token="[SEP]",
         model_max_length=CAPTION_TOKENS,
     )
-    autoencoder = diffusers.AutoencoderKL(
-        sample_size=PIXELS,
+    return transformers.CLIPTextModel(config), tokenizer
+
+
+def halving(pixels: int, widths: tuple[int, int], groups: int) -> AutoencoderKL:
+    """An untrained autoencoder whose latent has half the side of its images."""
+    diffusers: Any = require("diffusers", "diffusion")
+    return diffusers.AutoencoderKL(
+        sample_size=pixels,
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(32, 64),
-        norm_num_groups=8,
+        block_out_channels=widths,
+        norm_num_groups=groups,
         latent_channels=4,
         mid_block_add_attention=False,
     )
+
+
+def build() -> StableDiffusionPipeline:
+    """An untrained painter; its weights follow torch's global generator."""
+    diffusers: Any = require("diffusers", "diffusion")
+    text, tokenizer = reader(_TEXT_WIDTH, layers=2, heads=4)
+    autoencoder = halving(PIXELS, (32, 64), groups=8)
     unet = diffusers.UNet2DConditionModel(
         sample_size=PIXELS // 2,
         layers_per_block=1,
@@ -78,7 +92,7 @@ def build() -> StableDiffusionPipeline:
     )
     return diffusers.StableDiffusionPipeline(
         vae=autoencoder,
-        text_encoder=transformers.CLIPTextModel(text),
+        text_encoder=text,
         tokenizer=tokenizer,
         unet=unet,
         # Backgrounds are flat and their brightness is drawn at random: noise that leaves a trace

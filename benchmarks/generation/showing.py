@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from methods import TOMESD, Candidate
 from scoring import Sheet
-from summary import MEASURES, Entry
+from summary import MEASURES, TIMES, Entry
 
 from turbovlm.report.plot import STYLES
 
@@ -23,11 +23,13 @@ PERCENT = ("right", "exact")
 
 def markdown(entries: Sequence[Entry], prompts: int) -> str:
     """One line a configuration; the difference to turbo stands beside each measure."""
-    heads = ["ratio", "method", *MEASURES.values()]
+    heads = ["ratio", "method", *MEASURES.values(), "squared distance, times turbo's"]
     lines = [f"{prompts} prompts. In brackets: the difference to turbo and its 95 % interval.", ""]
     lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for entry in entries:
         cells = [_cell(entry, name) for name in MEASURES]
+        middle, low, high = entry.over_turbo.get(TIMES, (1.0, 1.0, 1.0))
+        cells.append(f"{middle:.2f} [{low:.2f}, {high:.2f}]" if entry.over_turbo else "-")
         ratio = "-" if entry.ratio is None else f"{entry.ratio:.0%}"
         lines.append("| " + " | ".join([ratio, entry.label, *cells]) + " |")
     return "\n".join(lines) + "\n"
@@ -72,6 +74,8 @@ def curves(path: Path, entries: Sequence[Entry]) -> None:
                 linestyle=LINES[setting % len(LINES)],
                 label=label,
             )
+        if name == "squared":
+            axes.set_yscale("log")  # methods differ by factors
         axes.set_title(MEASURES[name] + (" [%]" if name in PERCENT else ""))
         axes.set_xlabel("tokens merged [%]")
     handles, names = panels[0].get_legend_handles_labels()

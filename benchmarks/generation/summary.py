@@ -24,6 +24,8 @@ MEASURES = {
     "psnr": "PSNR",
 }
 HIGHER = ("right", "exact", "psnr")
+TIMES = "times"
+LEAST = 0.01  # a squared distance that is none: far below one level in every pixel
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Entry:
         config: the setting.
         values: by the names of `MEASURES`; what has no meaning for this line is missing.
         over_turbo: how much a value exceeds turbo's at the same ratio: the difference and its
-            95 % bootstrap interval over prompts.
+            95 % bootstrap interval over prompts. Under `TIMES`, how many times turbo's the
+            squared distance is: the geometric mean over prompts, which no single picture makes.
     """
 
     label: str
@@ -73,6 +76,9 @@ class Numbers:
     def over(self, other: Numbers) -> dict[str, Interval]:
         """Paired differences, measure by measure."""
         found = {n: interval(list(self.each[n] - other.each[n])) for n in self.each}
+        times = np.log((self.each["squared"] + LEAST) / (other.each["squared"] + LEAST))
+        middle, low, high = (math.exp(x) for x in interval(list(times)))
+        found[TIMES] = (middle, low, high)
         for name, drawn in self.drawn.items():
             value = self.values[name] - other.values[name]
             gaps = drawn - other.drawn[name]

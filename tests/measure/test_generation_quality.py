@@ -86,6 +86,7 @@ def test_entries_of_known_sheets(load: Load) -> None:
     assert over["right"][0] == pytest.approx(2.0 / 4 - 3.0 / 4 + 0.0)
     assert over["right"][1] <= over["right"][0] <= over["right"][2] <= 0
     assert over["squared"] == pytest.approx((800, 800, 800))
+    assert over["times"] == pytest.approx((9, 9, 9), rel=1e-3)
     gap = entries[3].values["fid_real"] - entries[2].values["fid_real"]
     assert over["fid_real"][0] == pytest.approx(gap)
     assert over["fid_real"][1] < gap < over["fid_real"][2]
@@ -94,6 +95,8 @@ def test_entries_of_known_sheets(load: Load) -> None:
     assert "| 30% | turbo | 75.0 % | 50.0 % |" in lines[6]
     assert "| 30% | tomesd | 50.0 % (-25.0 [" in lines[7]
     assert "900.0 (+800.0 [+800.0, +800.0])" in lines[7]
+    assert lines[6].endswith("| - |")
+    assert lines[7].endswith("| 9.00 [9.00, 9.00] |")
 
 
 def test_the_captioner_reads_real_scenes_of_the_painters_size(load: Load) -> None:

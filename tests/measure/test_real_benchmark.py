@@ -36,6 +36,22 @@ def test_recall_of_known_rankings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hits["t2i"][5].mean().item() == 1.0
 
 
+def test_divergence_of_what_a_query_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks" / "real")
+    retrieval = importlib.import_module("retrieval")
+    base = torch.tensor([[1.0, 0.0], [0.0, 0.5]])
+    moved = torch.tensor([[0.0, 1.0], [0.0, 0.5]])
+    kl = retrieval.divergence(moved, base, 2.0)
+    p = 1 / (1 + math.exp(-2))  # of the first image: (p, 1 - p) to (1 - p, p)
+    assert kl["i2t"].tolist() == pytest.approx([(2 * p - 1) * 2, 0.0])
+    # the first caption chose the first image, (2, 0), and is now undecided, (0, 0)
+    known = p * math.log(2 * p) + (1 - p) * math.log(2 - 2 * p)
+    assert kl["t2i"].tolist()[0] == pytest.approx(known)
+    assert {w: v.sum().item() for w, v in retrieval.divergence(base, base, 2.0).items()} == {
+        "i2t": 0.0, "t2i": 0.0
+    }  # fmt: skip
+
+
 def test_per_image_results(bench: ModuleType) -> None:
     reference = torch.tensor([[2.0, 0.0], [0.0, 1.0]]).double()
     logits = torch.tensor([[0.0, 2.0], [0.0, 1.0]]).double()

@@ -55,9 +55,11 @@ def wild(model: torch.nn.Module) -> Any:
     """Weights large enough that merging shows in the output."""
     torch.manual_seed(0)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.ndim >= 2:
                 parameter.normal_(0, 0.8 / parameter[0].numel() ** 0.5)
+            elif name.endswith("bias"):
+                parameter.zero_()  # that of a convolution was drawn before the seed
     return model.eval()
 
 

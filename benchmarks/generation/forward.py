@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from methods import METHODS, Candidate, candidates, setting
+from methods import METHODS, Candidate, add_setting, candidates
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -146,14 +146,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--batch", type=int, default=4)
     p.add_argument("--ratio", type=float, nargs="+", default=[0.5])
     p.add_argument("--method", nargs="+", choices=METHODS, default=METHODS)
-    p.add_argument(
-        "--setting",
-        type=setting,
-        nargs="+",
-        default=[{}],
-        metavar="JSON",
-        help='further fields of MergeRestore, e.g. \'{"restore": "copy"}\'; {} are the defaults',
-    )
+    add_setting(p)
     p.add_argument("--threads", type=int, help="CPU threads; default torch's own")
     return p.parse_args(arguments)
 

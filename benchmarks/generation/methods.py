@@ -5,6 +5,7 @@ One `MergeRestore` describes both, so that they spare the same modules as many t
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 from collections.abc import Mapping, Sequence
@@ -77,6 +78,18 @@ def candidates(
                 if method != TOMESD or _peer_can(config):
                     found.append(Candidate(method, config, label))
     return found
+
+
+def add_setting(parser: argparse.ArgumentParser) -> None:
+    """The option ``--setting`` of the scripts."""
+    parser.add_argument(
+        "--setting",
+        type=setting,
+        nargs="+",
+        default=[{}],
+        metavar="JSON",
+        help='further fields of MergeRestore, e.g. \'{"restore": "copy"}\'; {} are the defaults',
+    )
 
 
 def setting(text: str) -> dict[str, Any]:

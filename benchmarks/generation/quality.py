@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from methods import METHODS, TOMESD, Candidate, candidates, setting
+from methods import METHODS, TOMESD, Candidate, add_setting, candidates
 from rich.progress import Progress
 from scoring import Pictures, Reader, Sheet
 from showing import curves, gallery, markdown
@@ -198,15 +198,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--batch", type=int, default=16)
     p.add_argument("--ratio", type=float, nargs="+", default=RATIOS)
     p.add_argument("--method", nargs="+", choices=METHODS, default=METHODS)
-    p.add_argument(
-        "--setting",
-        type=setting,
-        nargs="+",
-        default=[{}],
-        metavar="JSON",
-        help='further fields of MergeRestore, e.g. \'{"restore": "weighted"}\'; {} are the '
-        "defaults",
-    )
+    add_setting(p)
     p.add_argument("--samples", type=int, default=200, help="bootstrap samples of the FID")
     p.add_argument("--show", type=int, default=6, metavar="N", help="prompts in pictures.png")
     p.add_argument("--threads", type=int, help="CPU threads; default torch's own")

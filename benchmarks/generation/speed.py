@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from methods import METHODS, TOMESD, Candidate, candidates, setting
+from methods import METHODS, TOMESD, Candidate, add_setting, candidates
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -157,14 +157,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "levels",
     )
     p.add_argument("--method", nargs="+", choices=METHODS, default=["turbo", "redundancy", TOMESD])
-    p.add_argument(
-        "--setting",
-        type=setting,
-        nargs="+",
-        default=[{}],
-        metavar="JSON",
-        help='further fields of MergeRestore, e.g. \'{"metric": "token"}\'; {} are the defaults',
-    )
+    add_setting(p)
     p.add_argument("--dtype", choices=DTYPES, default="fp32")
     p.add_argument("--device", default="cpu")
     p.add_argument("--compile", action="store_true", help="torch.compile on all sides")

@@ -4,7 +4,7 @@ import pytest
 
 from turbovlm.config import Merge
 from turbovlm.maths.schedule import lengths
-from turbovlm.tasks.tuning.allocate import Stack, allocate, even
+from turbovlm.tasks.tuning.allocate import WORTH, Stack, allocate, even
 
 VIT = Stack(depth=12, tokens=197, prefix=1)
 
@@ -61,3 +61,13 @@ def test_a_collapsed_end_by_hand() -> None:
     assert two.saved((0, 0)) == pytest.approx(2 / 3 * 7 / 18)
     assert two.saved((3, 0)) == pytest.approx((2 / 3 * 3 + 1 / 3 * 3 + 2 / 3 * 7) / 18)
     assert allocate({0: 1.0, 1: 1.0}, 0.2, two) == (0, 0)  # saved already
+
+
+def test_a_merge_that_saves_hardly_more_than_it_takes_is_left_out() -> None:
+    costs = dict.fromkeys(range(12), 1.0)
+    rs = allocate(costs, 0.1, VIT)
+    used = [block for block, r in enumerate(rs) if r]
+    assert 1 < len(used) < 6
+    for block in used:
+        without = (*rs[:block], 0, *rs[block + 1 :])
+        assert VIT.saved(rs) - VIT.saved(without) >= WORTH / 12

@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# tests side by side, each on one thread
+JOBS ?= 2
 
 .PHONY: demo test lint clean
 
@@ -9,7 +11,7 @@ demo: $(VENV)/.demo
 	$(BIN)/turbovlm demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check src tests benchmarks examples

@@ -39,7 +39,10 @@ SAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Sight:
-    """What the painter sees in one forward: latents twice, prompts empty and real."""
+    """What the painter sees in one forward: latents twice, prompts empty and real.
+
+    Without guidance (a scale of 1) latents once, and the real prompts.
+    """
 
     time: int
     latent: Tensor
@@ -48,6 +51,8 @@ class Sight:
     def guided(self, unet: Any, guidance: float) -> Tensor:
         """``(B, 4, 32, 32)`` the prediction with guidance."""
         out = unet(self.latent, self.time, encoder_hidden_states=self.text).sample
+        if guidance == 1:
+            return out
         empty, told = out.chunk(2)
         return empty + guidance * (told - empty)
 
@@ -66,7 +71,10 @@ def sights(pipe: Any, args: argparse.Namespace) -> Iterator[Sight]:
             noise = torch.stack([_noise(seed, time, clean[0].shape) for seed in part])
             steps = torch.full((len(part),), time)
             latent = pipe.scheduler.add_noise(clean, noise, steps)
-            yield Sight(time, latent.repeat(2, 1, 1, 1), torch.cat([empty, told]))
+            if args.guidance == 1:
+                yield Sight(time, latent, told)
+            else:
+                yield Sight(time, latent.repeat(2, 1, 1, 1), torch.cat([empty, told]))
 
 
 def _noise(seed: int, time: int, shape: Sequence[int]) -> Tensor:
@@ -142,7 +150,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--first", type=int, default=0, help="number of the first scene")
     p.add_argument("--scenes", type=int, default=24)
     p.add_argument("--time", type=int, nargs="+", default=TIMES, help="of 1000, from the noise")
-    p.add_argument("--guidance", type=float, default=painter.GUIDANCE)
+    p.add_argument(
+        "--guidance",
+        type=float,
+        default=painter.GUIDANCE,
+        help="scale; 1 runs the prompted half alone, as distilled models do",
+    )
     p.add_argument("--batch", type=int, default=4)
     p.add_argument("--ratio", type=float, nargs="+", default=[0.5])
     p.add_argument("--method", nargs="+", choices=METHODS, default=METHODS)

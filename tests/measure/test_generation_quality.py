@@ -184,5 +184,10 @@ def test_one_forward_measures_the_guided_prediction(
     assert forward.ratio(np.full(5, 3.0), np.full(5, 2.0)) == pytest.approx((1.5, 1.5, 1.5))
     forward.main([*words.split(), "--setting", "{}", '{"restore": "copy"}'])
     told_lines = capsys.readouterr().out
+    alone = forward.parse([*words.split(), "--guidance", "1"])
+    half = list(forward.sights(pipe, alone))[1]  # without guidance: what was prompted, by itself
+    assert torch.equal(half.latent, sight.latent.chunk(2)[1])
+    with torch.no_grad():
+        torch.testing.assert_close(half.guided(pipe.unet, 1), told)
     assert "turbo restore=copy" in told_lines
     assert "of the first's" in told_lines

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from turbovlm.maths.information import COPY
 from turbovlm.maths.matching import Plan
-from turbovlm.maths.merging import restore, size_bias, take
+from turbovlm.maths.merging import size_bias, take
 
 RIDGE = 0.1
 """Of the fit of `Slope`, as a share of the mean variance of the directions."""
@@ -49,7 +49,7 @@ class Slope:
             root, _ = torch.linalg.cholesky_ex(square)  # positive: nothing to check, no waiting
             # on a CPU the inverse of so small a matrix and a product take a ninth of cholesky_solve
             solve = torch.cholesky_inverse(root) @ centred.transpose(1, 2)
-            return cls(points - take(kept, fold.owner), solve)
+            return cls(points - fold.copy(kept), solve)
 
     def repeat(self, copies: int) -> Slope:
         """The same for a batch that is repeated ``copies`` times."""
@@ -68,6 +68,7 @@ class Fold:
     Attributes:
         plan: what is merged.
         owner: ``(B, N)`` who stands for each position among the survivors.
+        rows: ``(B N,)`` the same as rows of the flattened survivors.
         order: ``(B N,)`` rows of the flattened batch, group by group.
         start: ``(B (N - r),)`` where each group starts in ``order``.
         size: ``(B, N - r)`` int64 tokens in each group.
@@ -79,6 +80,7 @@ class Fold:
 
     plan: Plan
     owner: Tensor
+    rows: Tensor
     order: Tensor
     start: Tensor
     size: Tensor
@@ -88,18 +90,23 @@ class Fold:
     slope: Slope | None = None
 
     @classmethod
-    def of(cls, plan: Plan) -> Fold:
-        """What follows from a plan; one sort of ``B N`` integers, and static shapes."""
+    def of(cls, plan: Plan, rank: Tensor) -> Fold:
+        """What follows from a plan; one sort of ``B N`` integers, and static shapes.
+
+        Args:
+            plan: what is merged.
+            rank: ``(B, N)`` where each survivor stands among the survivors.
+        """
         batch, kept = plan.keep.shape
-        owner = plan.representative()
+        owner = rank.scatter(1, plan.source, plan.slot)
         first = torch.arange(batch, device=owner.device).unsqueeze(1) * kept
-        group = (owner + first).flatten()
+        rows = (owner + first).flatten()
         count = torch.zeros(batch * kept, dtype=torch.int64, device=owner.device)
-        count = count.scatter_add(0, group, torch.ones_like(group))
+        count = count.scatter_add(0, rows, torch.ones_like(rows))
         start = count.cumsum(0) - count
-        order = group.argsort(stable=True)
-        part = count.reciprocal()[group[order]]
-        return cls(plan, owner, order, start, count.view(batch, kept), part)
+        group, order = rows.sort(stable=True)
+        part = count.reciprocal()[group]
+        return cls(plan, owner, rows, order, start, count.view(batch, kept), part)
 
     def repeat(self, copies: int) -> Fold:
         """The same for a batch that is repeated ``copies`` times, a slope included."""
@@ -109,10 +116,12 @@ class Fold:
         source, destination, keep, slot = (
             rows.repeat(copies, 1) for rows in (plan.source, plan.destination, plan.keep, plan.slot)
         )
-        first = torch.arange(copies, device=keep.device).unsqueeze(1) * self.order.shape[0]
+        copy = torch.arange(copies, device=keep.device).unsqueeze(1)
+        first = copy * self.order.shape[0]
         return Fold(
             Plan(source, destination, keep, slot, plan.tokens),
             self.owner.repeat(copies, 1),
+            (self.rows + copy * self.start.shape[0]).flatten(),
             (self.order + first).flatten(),
             (self.start + first).flatten(),
             self.size.repeat(copies, 1),
@@ -140,6 +149,12 @@ class Fold:
         bags = F.embedding_bag(self.order, rows, self.start, mode="sum", per_sample_weights=parts)
         return bags.view(batch, kept, -1)
 
+    def copy(self, y: Tensor) -> Tensor:
+        """``(B, N - r, C)`` -> ``(B, N, C)``: every position gets what stands for it."""
+        batch, tokens = self.owner.shape
+        rows = y.reshape(-1, y.shape[-1]).index_select(0, self.rows)
+        return rows.view(batch, tokens, -1)
+
     def restore(self, y: Tensor, pointwise: bool = False) -> Tensor:
         """``(B, N - r, C)`` -> ``(B, N, C)``: every merged position gets a value back.
 
@@ -147,7 +162,7 @@ class Fold:
             y: what the module made of the survivors.
             pointwise: whether it looks at each token alone, so that a slope says something.
         """
-        whole = restore(y, self.owner)
+        whole = self.copy(y)
         if self.slope is not None:
             return self.slope.add(whole, y) if pointwise else whole
         if self.second is None or self.share is None:

@@ -74,18 +74,26 @@ def sets(
     return Sets(torch.cat([rest.flatten(), *edge]), chosen)
 
 
-def sketch(x: Tensor) -> Tensor:
+def directions(width: int, device: torch.device) -> Tensor:
+    """`SKETCH_WIDTH` fixed random directions of +-1, ``(width, 64)`` fp32."""
+    lots = random_scores(width * SKETCH_WIDTH, 0, 0, device)
+    return torch.where(lots < 0.5, -1.0, 1.0).view(width, SKETCH_WIDTH)
+
+
+def sketch(x: Tensor, onto: Tensor | None = None) -> Tensor:
     """Tokens on `SKETCH_WIDTH` fixed random directions: ``(B, N, C)`` -> ``(B, N, 64)``.
 
     Distances keep their proportions to about an eighth, whatever C is (Johnson and Lindenstrauss),
     and matching costs as much as at the width of a head. Narrow tokens are left as they are.
+
+    Args:
+        x: the tokens.
+        onto: their `directions`, where they are at hand.
     """
     width = x.shape[-1]
     if width <= SKETCH_WIDTH:
         return x
-    lots = random_scores(width * SKETCH_WIDTH, 0, 0, x.device)
-    signs = torch.where(lots < 0.5, -1.0, 1.0).view(width, SKETCH_WIDTH)
-    return x @ signs.to(x.dtype)
+    return x @ (directions(width, x.device) if onto is None else onto).to(x)
 
 
 def uses_value(config: MergeRestore) -> bool:
@@ -140,7 +148,7 @@ def match(
         partner.gather(1, chosen.unsqueeze(-1).expand(-1, -1, partner.shape[-1]))
     ]
     plan, rank = complete(parts.source[chosen], goals[..., 0], tokens)
-    fold = Fold.of(plan)
+    fold = Fold.of(plan, rank)
     if config.restore == "linear":
         fold = dataclasses.replace(fold, slope=Slope.of(fold, sketch(unit)))
     elif config.restore == "weighted":

@@ -101,21 +101,21 @@ def _run(
     text = given.get(TEXT) if attends else None
     joined = 0 if text is None else text.shape[1]
 
-    def proportional(bias: Tensor) -> AbstractContextManager[Any]:
+    def counting(first: int, last: int) -> AbstractContextManager[Any]:
         if not (attends and site.patch.config.proportional):
             return nullcontext()
         heads: Any = site.attention.heads
-        return Proportional(bias, joined, site.row.prompt_first, heads, site.name)
+        return Proportional(fold.bias[first:last], joined, site.row.prompt_first, heads, site.name)
 
     tables = [name for name in site.row.follow if given.get(name) is not None]
     if not tables:
-        with proportional(fold.bias):
+        with counting(0, len(merged)):
             return host(merged, **given)
     # rotary tables have no batch dimension: samples that keep other tokens go one by one
     own = _follow(fold, given, tables, joined)
     parts, batch = [], len(merged)
     for i in range(batch):
-        with proportional(fold.bias[i : i + 1]):
+        with counting(i, i + 1):
             parts.append(host(merged[i : i + 1], **_sample(given, i, batch), **own[i]))
     return _joined(parts)
 

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from turbovlm.config import MergeRestore
 from turbovlm.errors import TurboError, UnsupportedInput
 from turbovlm.maths.fold import Fold
-from turbovlm.maths.generation import Sets, match, sets, sketch, uses_value
+from turbovlm.maths.generation import (
+    SKETCH_WIDTH,
+    Sets,
+    directions,
+    match,
+    sets,
+    sketch,
+    uses_value,
+)
 from turbovlm.maths.information import MEAN_WEIGHT
 from turbovlm.plug.generation.guide import changed, is_cross, received, similarity
 from turbovlm.plug.generation.row import Denoiser
@@ -74,6 +82,7 @@ class Call:
         place: the running block and its number of tokens.
         block: tokens that came into the running block.
         shared: the running block, r, and the plan that its modules share.
+        onto: by width, the directions that tokens are sketched on.
         moves: what was merged, when recording.
     """
 
@@ -90,6 +99,7 @@ class Call:
         self.place = -1, 0
         self.block: Tensor | None = None
         self.shared: tuple[int, int, Fold] | None = None
+        self.onto: dict[int, Tensor] = {}
         self.moves: list[Move] = []
 
     def arrive(self, site: ModuleSite, x: Tensor) -> None:
@@ -121,6 +131,15 @@ class Call:
         if self.paired is True:
             return mean
         return torch.where(self.paired, torch.cat([mean, mean]), x)
+
+    def directions(self, x: Tensor) -> Tensor | None:
+        """What tokens of this width are sketched on, hashed once a forward; None for narrow."""
+        width = x.shape[-1]
+        if width <= SKETCH_WIDTH:
+            return None
+        if width not in self.onto:
+            self.onto[width] = directions(width, x.device)
+        return self.onto[width]
 
     def level(self, tokens: int) -> tuple[int, int]:
         """Height and width of the first level with no more tokens; each halves, rounding up."""
@@ -226,13 +245,15 @@ class Patch:
         block: int,
     ) -> Fold:
         came = x if call.block is None else call.block
-        x = call.halves(x)
         value, share = None, 1.0
         if uses_value(self.config):
             value, share = self._value(call, attention, came, x, text)
-        metric = similarity(attention, x) if self.config.metric == "key" else call.halves(came)
+        if self.config.metric == "key":
+            metric = similarity(attention, call.halves(x))
+        else:
+            metric = call.halves(came)
         if self.config.metric == "sketch":
-            metric = sketch(metric)
+            metric = sketch(metric, call.directions(metric))
         copies = 2 if call.paired is True else 1
         return match(metric, value, r, parts, self.config, block, share, copies)
 
@@ -248,7 +269,8 @@ class Patch:
         paired = call.paired
         if self.config.plan == "block" and paired is True:
             return changed(*_halves(came)), 1.0
-        attended = received(attention, x, None if text is None else call.halves(text))
+        text = None if text is None else call.halves(text)
+        attended = received(attention, call.halves(x), text)
         if self.config.plan == "module" or isinstance(paired, bool):
             return attended, MEAN_WEIGHT
         moved = changed(*_halves(came)).repeat(2, 1)

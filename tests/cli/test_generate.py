@@ -45,6 +45,16 @@ def test_generate_from_start_to_end(place: Path, capsys: pytest.CaptureFixture[s
         assert image.width > 1.5 * image.height  # five columns, two rows
 
 
+def test_a_floor_above_every_level_is_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = turbovlm_runs(
+        capsys, "generate", place / "sd", "--prompt", RED, "--steps", 2, "--rounds", 1,
+        "--min-tokens", 100_000, "--out", place / "floor.png",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "modules with fewer than 100000 visual tokens are left alone." in out
+    assert "Nothing was merged: " in out
+
+
 def test_image_to_image_as_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = turbovlm_runs(
         capsys, "generate", place / "sd", "--prompt", RED, "--image", place / "photos/photo0.jpg",
@@ -69,6 +79,7 @@ def test_image_to_image_as_json(place: Path, capsys: pytest.CaptureFixture[str])
         (["--ratio", "1.2"], "ratio must be in [0, 0.75], got 1.2"),
         (["--ratio", "-0.1"], "ratio must be in [0, 0.75], got -0.1"),
         (["--ratio", "much"], "--ratio takes numbers, not 'much'"),
+        (["--min-tokens", "-1"], "min_tokens must not be negative, got -1"),
         (["--method", "magic"], "method must be one of turbo"),
         (["--image", "{place}/text.png"], "text.png (not an image file)"),
         (["--image", "gone.png"], "cannot read image gone.png"),

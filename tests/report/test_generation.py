@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ def test_the_verdict_names_the_fastest_of_the_first_method_or_none() -> None:
         "by 10.00 of 255 levels."
     )
     assert verdict(comparison(0.98)).startswith("No setting is faster here")
+    same = tuple(dataclasses.replace(side, gmacs=4.0) for side in found.sides)
+    assert verdict(comparison(1.21, sides=same)).startswith("Nothing was merged")
 
 
 def test_heat_is_black_where_nothing_differs() -> None:

@@ -32,6 +32,14 @@ def generate(
     method: Annotated[
         str, typer.Option(help="turbo, redundancy, semantics, random.", metavar="NAME...")
     ] = "turbo",
+    min_tokens: Annotated[
+        int,
+        typer.Option(
+            help="Leave modules with fewer visual tokens alone: small levels of a small model cost "
+            "more to match than they save.",
+            metavar="N",
+        ),
+    ] = 0,
     image: Annotated[
         Path | None,
         typer.Option(help="Begin with this picture: image to image.", metavar="FILE"),
@@ -55,6 +63,7 @@ def generate(
     Examples:
 
       turbovlm generate lab:painter --prompt "a large red circle at the top left" --ratio 0.3 0.5
+      --min-tokens 1024
 
       turbovlm generate ./stable-diffusion --prompt "a watercolour" --image photo.jpg --strength 0.6
     """
@@ -68,7 +77,7 @@ def generate(
     from turbovlm.tasks.images import read_image
 
     # Whatever can be wrong is found here, before the model is loaded.
-    merges = settings(numbers(ratio, "--ratio"), names(method, "--method"))
+    merges = settings(numbers(ratio, "--ratio"), names(method, "--method"), min_tokens)
     check_plan(prompt, seed, rounds)
     start = None if image is None else read_image(image)
     drawing = Drawing(steps, guidance, size, negative, start, strength).of(model)

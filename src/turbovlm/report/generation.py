@@ -56,6 +56,8 @@ def notes(comparison: Comparison) -> list[str]:
     machine = facts.get("gpu") or f"{facts['cpu']}, threads: {facts['threads']}"
     width, height = comparison.size
     brackets = "95 % interval" if comparison.rounds >= 6 else "lowest, highest"
+    least = {side.merge.min_tokens for side in comparison.sides if side.merge}
+    spared = [f"modules with fewer than {n} visual tokens are left alone." for n in least if n]
     return [
         f"{comparison.model}: {len(comparison.prompts)} prompts, pictures of {width} x {height}, "
         f"{comparison.dtype}, {facts['device']} ({machine}).",
@@ -66,6 +68,7 @@ def notes(comparison: Comparison) -> list[str]:
         f"speed-up: median of {comparison.rounds} interleaved rounds [{brackets}].",
         "difference, PSNR: to the unmerged pictures of the same noise; mean absolute, of 255 "
         "levels.",
+        *spared,
     ]
 
 
@@ -80,10 +83,15 @@ def fastest(comparison: Comparison) -> Side:
 def verdict(comparison: Comparison) -> str:
     """One sentence: what the fastest setting of the first method gains, or that none does."""
     base, best = comparison.sides[0], fastest(comparison)
+    if all(side.gmacs == base.gmacs for side in comparison.sides):
+        return (
+            "Nothing was merged: give a larger ratio, or a smaller least number of tokens "
+            "(min_tokens)."
+        )
     if best.speedup.value <= 1:
         return (
             "No setting is faster here: the tokens take too little of the time. Larger pictures "
-            "gain more."
+            "gain more, and so does leaving the small levels alone (min_tokens)."
         )
     return (
         f"{best.name} draws {best.speedup.value:.2f} times as fast, where operations allow "

@@ -98,13 +98,24 @@ class Comparison:
         return data
 
 
-def settings(ratios: Sequence[float], methods: Sequence[Any]) -> list[MergeRestore]:
+def settings(
+    ratios: Sequence[float], methods: Sequence[Any], min_tokens: int = 0
+) -> list[MergeRestore]:
     """Every combination, method by method, without repetitions.
+
+    Args:
+        ratios: shares of the tokens.
+        methods: as `MergeRestore` has them.
+        min_tokens: modules with fewer are left alone by all.
 
     Raises:
         ConfigError: for a value that `MergeRestore` refuses.
     """
-    merges = (MergeRestore(ratio=ratio, method=method) for method in methods for ratio in ratios)
+    merges = (
+        MergeRestore(ratio=ratio, method=method, min_tokens=min_tokens)
+        for method in methods
+        for ratio in ratios
+    )
     return list(dict.fromkeys(merges))
 
 

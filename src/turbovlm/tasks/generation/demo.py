@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from turbovlm.config import MergeRestore
 from turbovlm.lab import painter
 from turbovlm.lab.captioner import SIDE
 from turbovlm.lab.grammar import attribute_accuracy, parse
 from turbovlm.lab.scenes import scene
-from turbovlm.tasks.generation.compare import Comparison, Progress, run
+from turbovlm.tasks.generation.compare import Comparison, Progress, run, settings
 from turbovlm.tasks.generation.draw import Drawing
 from turbovlm.tasks.generation.pipeline import PAINTER, load_pipeline
 from turbovlm.tasks.load_lab import load_lab
 
 PROMPTS = 6
 RATIOS = (0.3, 0.5)
+METHODS = ("turbo",)
 LEVEL = 1024
 """Tokens of the painter's first level. The narrow blocks of the others take longer to match than
 what they are spared."""
@@ -52,7 +52,7 @@ def demo(progress: Progress = lambda stage, done, total: None) -> Demo:
         pipe,
         "the built-in painter",
         prompts,
-        [MergeRestore(ratio=ratio, min_tokens=LEVEL) for ratio in RATIOS],
+        settings(RATIOS, METHODS, LEVEL),
         Drawing().of(PAINTER),
         progress=progress,
     )

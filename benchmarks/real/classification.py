@@ -115,6 +115,7 @@ def parse() -> argparse.Namespace:
         metavar="R,R,...",
         help="also turbo with these r, one for each block",
     )
+    p.add_argument("--collapse", action="store_true", help="those schedules with collapse")
     p.add_argument(
         "--guide",
         choices=["cls", "mean"],
@@ -132,7 +133,7 @@ def settings(args: argparse.Namespace, size: int) -> list[turbovlm.Merge]:
     for r in args.r or R[size]:
         found += [turbovlm.Merge.from_dict({"r": r, "method": m}) for m in args.method]
         found += [turbovlm.Merge(r=r, alpha=alpha) for alpha in args.alpha or ()]
-    return found + [turbovlm.Merge(r=schedule) for schedule in args.schedule]
+    return found + [turbovlm.Merge(r=r, collapse=args.collapse) for r in args.schedule]
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,34 +11,50 @@ from turbovlm.tasks.rows import Row
 
 GAIN = 1.03  # a smaller speed-up is not worth a changed model
 NOISE = 0.2  # an interval wider than this share of the speed-up says nothing
-TIE = 0.02  # settings this close in speed are told apart by quality
+TIE = 0.05  # settings this close in speed, or closer, are told apart by quality
 
 
-def choose(task: Task[Any], rows: Sequence[Row]) -> Row | None:
+def choose(task: Task[Any], rows: Sequence[Row], images: int) -> Row | None:
     """The fastest setting whose loss is small; None if there is none.
+
+    Settings of one speed are told apart by their agreement, and where that differs by less than
+    its standard error over the images, the one that stands first is taken.
 
     Args:
         task: knows which loss is small.
         rows: the unmerged model first.
+        images: that quality was measured on.
     """
     good = [row for row in _faster(rows) if task.acceptable(row.quality, rows[0].quality)]
     if not good:
         return None
     fastest = max(row.speedup.value for row in good)
     level = [row for row in good if row.speedup.value >= fastest * (1 - TIE)]
-    return max(level, key=lambda row: row.quality[task.agreement.key])
+    agreement = {row.name: row.quality[task.agreement.key] for row in level}
+    best = max(agreement.values())
+    return next(
+        row
+        for row in level
+        if best - agreement[row.name] <= _error(best, agreement[row.name], images)
+    )
 
 
-def advise(task: Task[Any], rows: Sequence[Row], *, batch: int, device: str) -> str:
+def _error(one: float, other: float, images: int) -> float:
+    """The standard error of the difference of two shares, at most."""
+    return math.sqrt(sum(max(share * (1 - share), 0.0) for share in (one, other)) / images)
+
+
+def advise(task: Task[Any], rows: Sequence[Row], *, images: int, batch: int, device: str) -> str:
     """One sentence: the setting to use and the line that switches it on, or why there is none.
 
     Args:
         task: knows which loss is small.
         rows: the unmerged model first.
+        images: that quality was measured on.
         batch: images per call in the measurement.
         device: the kind of device, e.g. ``"cpu"``.
     """
-    if chosen := choose(task, rows):
+    if chosen := choose(task, rows, images):
         return (
             f"Use {chosen.name}: {chosen.speedup.value:.2f}x the speed of {chosen.baseline} at "
             f"batch {batch} on this {device}, {_quality(task, chosen, rows[0])}; switch it on "

@@ -128,8 +128,8 @@ def run(
         measures=task.measures(),
         loss=task.loss,
         rows=tuple(rows),
-        advice=advise(task, rows, batch=batch, device=kind),
-        advised=chosen.name if (chosen := choose(task, rows)) else None,
+        advice=advise(task, rows, images=len(images), batch=batch, device=kind),
+        advised=chosen.name if (chosen := choose(task, rows, len(images))) else None,
         environment=environment(plan.device),
     )
 

@@ -235,11 +235,11 @@ def test_demo(
     monkeypatch.setattr("turbovlm.lab.painter.STEPS", 4)
     code, out, err = turbovlm_runs(capsys, "demo", "--generate", "--json", "demo.json")
     assert code == 0, err
-    assert out.splitlines()[-1] == "page: turbovlm-demo.html"
+    assert out.splitlines()[-1] == "page: turbovlm-demo-generate.html"
     data = json.loads(Path("demo.json").read_text())
     assert [side["name"] for side in data["sides"]] == ["unmerged", "turbo 50 %"]
     assert data["sides"][1]["difference"] > 0, "merging changed nothing"
     assert set(data["said"]) == set(data["right"]) == {"unmerged", "turbo 50 %"}
-    page = Path("turbovlm-demo.html").read_text()
+    page = Path("turbovlm-demo-generate.html").read_text()
     assert data["prompts"][0] in page
     assert data["prompts"][0] in out

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-PAGE = Path("turbovlm-demo.html")
+PAGE, PAINTED = Path("turbovlm-demo.html"), Path("turbovlm-demo-generate.html")
 ROUNDS, SECONDS, BATCH = 8, 30.0, 32
 
 
@@ -15,7 +15,12 @@ def demo(
     generate: Annotated[
         bool, typer.Option("--generate", help="Draw pictures from captions instead.")
     ] = False,
-    html: Annotated[Path, typer.Option(help="The page to write.", metavar="FILE")] = PAGE,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            help=f"The page to write (default: {PAGE}, with --generate {PAINTED}).", metavar="FILE"
+        ),
+    ] = None,
     json: Annotated[
         Path | None, typer.Option(help="Write the results as JSON.", metavar="FILE")
     ] = None,
@@ -33,6 +38,7 @@ def demo(
 
     require("matplotlib", "report")
     require("jinja2", "report")
+    html = html or (PAINTED if generate else PAGE)
     check_writable(html, "--html")
     check_writable(json, "--json")
     (_paint if generate else _caption)(html, json)

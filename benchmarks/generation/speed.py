@@ -2,10 +2,11 @@
 
     python benchmarks/generation/speed.py --threads 1 --clock cpu --json speed.json
     python benchmarks/generation/speed.py --device cuda --dtype bf16 --pixels 512 1024 --compile
+    python benchmarks/generation/speed.py --shape painter --pixels 64 --scope all
 
-The UNet has Stable Diffusion 1.5's shape and random weights. The limit is the same model with as
-many tokens sliced off before each module and zeros put back after it: no matching, no merge, no
-copy of a destination. Attention is fused on all sides. Unmerged, limit and candidates run
+The UNet has Stable Diffusion 1.5's shape (``--shape``) and random weights. The limit is the same
+model with as many tokens sliced off before each module and zeros put back after it: no matching, no
+merge, no copy of a destination. Attention is fused on all sides. Unmerged, limit and candidates run
 interleaved on the same weights.
 """
 
@@ -56,7 +57,7 @@ def measure(
     model: nn.Module, place: Place, args: argparse.Namespace, progress: Progress
 ) -> dict[str, Any]:
     """Check, let a pilot choose the limit's form, then the rounds that count."""
-    step = Step.of(model, place.pixels, args.images)
+    step = Step.of(model, place.pixels // SHAPES[args.shape].scale, args.images)
     tried = {c.label: c for c in place.candidates(args, step.tokens)}
     config = next(iter(tried.values())).config
     twins = {label: merged(model, c, step.tokens) for label, c in tried.items()}
@@ -144,7 +145,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--shape", choices=SHAPES, default="sd15", help="tiny: for the test")
+    p.add_argument(
+        "--shape",
+        choices=SHAPES,
+        default="sd15",
+        help="painter: the built-in one's, drawn at --pixels 64; tiny: for the test",
+    )
     p.add_argument("--pixels", type=int, nargs="+", default=[256, 512])
     p.add_argument("--images", type=int, default=1, help="guidance doubles the batch")
     p.add_argument("--ratio", type=float, nargs="+", default=[0.5, 0.3])
@@ -189,7 +195,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(0)
     with torch.device(args.device):
         # not the model's own `to`, which talks
-        model = nn.Module.to(SHAPES[args.shape](), DTYPES[args.dtype]).eval()
+        model = nn.Module.to(SHAPES[args.shape].build(), DTYPES[args.dtype]).eval()
     results: list[dict[str, Any]] = []
     places = [Place(*p) for p in product(args.pixels, args.scope, args.ratio)]
     columns = (

@@ -15,6 +15,7 @@ from methods import TOMESD, Candidate, peer
 from torch import Tensor, nn
 
 from turbovlm.config import MergeRestore
+from turbovlm.lab import painter
 from turbovlm.maths.fold import Fold
 from turbovlm.measure import flops
 from turbovlm.plug.generation.state import Patch
@@ -23,7 +24,6 @@ from turbovlm.tasks.variants import share
 
 TEXT = 77
 KINDS = {"attn1": "self_attention", "attn2": "cross_attention", "ff": "feed_forward"}
-PIXELS_A_LATENT = 8
 
 
 def tiny() -> nn.Module:
@@ -38,7 +38,19 @@ def tiny() -> nn.Module:
     )
 
 
-SHAPES: dict[str, Callable[[], nn.Module]] = {"sd15": stable_diffusion, "tiny": tiny}
+@dataclass(frozen=True)
+class Shape:
+    """A UNet, and how many pixels of a picture one of its latents is wide."""
+
+    build: Callable[[], nn.Module]
+    scale: int = 8
+
+
+SHAPES = {
+    "sd15": Shape(stable_diffusion),
+    "tiny": Shape(tiny),
+    "painter": Shape(lambda: painter.build().unet, 2),
+}
 
 
 @dataclass(frozen=True)
@@ -50,9 +62,8 @@ class Step:
     text: Tensor
 
     @classmethod
-    def of(cls, model: Any, pixels: int, images: int) -> Step:
-        """The step of a UNet, on its device and in its dtype."""
-        side = pixels // PIXELS_A_LATENT
+    def of(cls, model: Any, side: int, images: int) -> Step:
+        """The step of a UNet on ``side x side`` latents, on its device and in its dtype."""
         noise = torch.Generator().manual_seed(0)
         latent = torch.randn(images, model.config.in_channels, side, side, generator=noise)
         text = torch.randn(2 * images, TEXT, model.config.cross_attention_dim, generator=noise)

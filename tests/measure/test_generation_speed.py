@@ -47,7 +47,7 @@ def test_all_sides_do_the_same_work_and_the_model_stays(
     tried = ["turbo", "redundancy"]
     if importlib.util.find_spec("tomesd"):
         tried.append("tomesd")
-    step = unet.Step.of(model, 128, 1)
+    step = unet.Step.of(model, 16, 1)
     before = step.run(model)
     found = methods.candidates(tried, [0.5], [fields])
     sides = {c.label: unet.merged(model, c, step.tokens) for c in found}
@@ -85,7 +85,7 @@ def test_the_limit_runs_the_first_tokens_and_pads_with_zeros(
 def test_a_side_with_other_work_is_refused(
     unet: ModuleType, methods: ModuleType, model: Any
 ) -> None:
-    step = unet.Step.of(model, 128, 1)
+    step = unet.Step.of(model, 16, 1)
     most, less = methods.candidates(["turbo"], [0.5, 0.3], [{}])
     limit = unet.limit(model, most.config, True)
     with pytest.raises(SystemExit, match=r"ours works with other tokens .*: 180, not 128"):

@@ -94,17 +94,23 @@ def test_the_same_as_with_the_weights_written_out(
         torch.testing.assert_close(same(x), merged, atol=1e-4, rtol=1e-4)
 
 
+def int8_products(model: Any) -> Any:
+    quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    return model
+
+
+@pytest.mark.parametrize("compress", [int8, int8_products, masked, adapted])
 @torch.no_grad()
-def test_quantized_before_or_after() -> None:
+def test_compressed_before_or_after(compress: Callable[[Any], Any]) -> None:
     early, late, x = vit(), vit(), pixels()
-    quantize_(early, Int8DynamicActivationInt8WeightConfig())
+    early = compress(early)
     before = early(x)
     turbovlm.apply(early, MERGE)
     turbovlm.apply(late, MERGE)
     whole = late(x)
-    quantize_(late, Int8DynamicActivationInt8WeightConfig())
+    late = compress(late)
     assert torch.equal(early(x), late(x))
-    assert not torch.equal(late(x), whole), "nothing was quantized"
+    assert not torch.equal(late(x), whole), "nothing was compressed"
     turbovlm.remove(early)
     turbovlm.remove(late)
     assert torch.equal(early(x), before)

@@ -27,11 +27,13 @@ class Slope:
 
     Attributes:
         step: ``(B, N, d)`` from the survivor that stands for a position to the position.
-        solve: ``(B, d, N - r)`` makes the slope ``(B, d, C)`` of the survivors' outputs.
+        centred: ``(B, N - r, d)`` where the survivors stand, less their mean.
+        inverse: ``(B, d, d)`` of their covariance and the ridge.
     """
 
     step: Tensor
-    solve: Tensor
+    centred: Tensor
+    inverse: Tensor
 
     @classmethod
     def of(cls, fold: Fold, points: Tensor) -> Slope:
@@ -48,17 +50,23 @@ class Slope:
             square = square + torch.diag_embed(ridge.expand_as(spread))
             root, _ = torch.linalg.cholesky_ex(square)  # positive: nothing to check, no waiting
             # on a CPU the inverse of so small a matrix and a product take a ninth of cholesky_solve
-            solve = torch.cholesky_inverse(root) @ centred.transpose(1, 2)
-            return cls(points - fold.copy(kept), solve)
+            return cls(points - fold.copy(kept), centred, torch.cholesky_inverse(root))
 
     def repeat(self, copies: int) -> Slope:
         """The same for a batch that is repeated ``copies`` times."""
-        return Slope(self.step.repeat(copies, 1, 1), self.solve.repeat(copies, 1, 1))
+        return Slope(*(_copies(x, copies) for x in (self.step, self.centred, self.inverse)))
 
     def add(self, whole: Tensor, y: Tensor) -> Tensor:
         """``(B, N, C)`` with the term added, from the survivors' outputs ``(B, N - r, C)``."""
-        slope = self.solve.to(y.dtype) @ y  # the mean of y drops out: the directions are centred
-        return torch.baddbmm(whole, self.step.to(y.dtype), slope)
+        # the mean of y drops out: the directions are centred
+        together = self.centred.to(y.dtype).transpose(1, 2) @ y
+        slope = self.inverse @ together.to(self.inverse.dtype)
+        return torch.baddbmm(whole, self.step.to(y.dtype), slope.to(y.dtype))
+
+
+def _copies(x: Tensor, copies: int) -> Tensor:
+    """A batch ``(B, ...)`` again and again; of one sample without a copy."""
+    return x.expand(copies, -1, -1) if x.shape[0] == 1 else x.repeat(copies, 1, 1)
 
 
 @dataclass(frozen=True)

@@ -163,6 +163,20 @@ def test_mass_is_conserved_and_survivors_come_back_as_they_left(
     torch.testing.assert_close(sloped[alone], x[alone])
 
 
+def test_large_outputs_in_half_precision() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.nn.functional.normalize(torch.randn(1, 1024, 4, generator=generator), dim=-1)
+    y = x.double() @ torch.randn(4, 3, generator=generator).double() * 4000
+    fold = fold_of(x, None, (32, 32), MergeRestore(ratio=0.5))
+    merged = fold.merge(y)
+    expected = fold.restore(merged, pointwise=True)
+    found = fold.restore(merged.half(), pointwise=True)
+    assert found.dtype == torch.float16
+    known = (fold.merge(x.double()) - fold.merge(x.double()).mean(1)).transpose(1, 2) @ merged
+    assert known.abs().max() > torch.finfo(torch.float16).max, "nothing would have overflowed"
+    torch.testing.assert_close(found.double(), expected, rtol=5e-3, atol=20)  # of 12000
+
+
 def test_a_module_that_is_linear_comes_back_as_it_would_have_been() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.nn.functional.normalize(torch.randn(2, 256, 6, generator=generator).double(), dim=-1)

@@ -27,8 +27,9 @@ class Slope:
 
     Attributes:
         step: ``(B, N, d)`` from the survivor that stands for a position to the position.
-        centred: ``(B, N - r, d)`` where the survivors stand, less their mean.
-        inverse: ``(B, d, d)`` of their covariance and the ridge.
+        centred: ``(B, N - r, d)`` where the survivors stand, less their mean, times
+            ``(N - r)^-1/2``: half precision can hold what is summed over them.
+        inverse: ``(B, d, d)`` of their covariance and the ridge, times the same.
     """
 
     step: Tensor
@@ -42,15 +43,17 @@ class Slope:
         full = nullcontext() if points.is_meta else torch.autocast(device, enabled=False)
         with full:
             kept = fold.merge(points)
-            centred = kept - kept.mean(1, keepdim=True)
-            square = centred.transpose(1, 2) @ centred
-            spread = square.diagonal(dim1=1, dim2=2)
-            floor = COPY * kept.shape[1] / kept.shape[2]  # tokens that differ by rounding alone
+            scale = kept.shape[1] ** -0.5
+            centred = (kept - kept.mean(1, keepdim=True)) * scale
+            covariance = centred.transpose(1, 2) @ centred
+            spread = covariance.diagonal(dim1=1, dim2=2)
+            floor = COPY / kept.shape[2]  # tokens that differ by rounding alone
             ridge = RIDGE * spread.mean(1, keepdim=True) + floor
-            square = square + torch.diag_embed(ridge.expand_as(spread))
-            root, _ = torch.linalg.cholesky_ex(square)  # positive: nothing to check, no waiting
+            covariance = covariance + torch.diag_embed(ridge.expand_as(spread))
+            root, _ = torch.linalg.cholesky_ex(covariance)  # positive: nothing to check or wait for
             # on a CPU the inverse of so small a matrix and a product take a ninth of cholesky_solve
-            return cls(points - fold.copy(kept), centred, torch.cholesky_inverse(root))
+            inverse = torch.cholesky_inverse(root) * scale
+            return cls(points - fold.copy(kept), centred, inverse)
 
     def repeat(self, copies: int) -> Slope:
         """The same for a batch that is repeated ``copies`` times."""

@@ -231,4 +231,4 @@ def _plan(
     value = guide_row(first.to_q(x).mean(0), first.to_k(x), heads)
     if of_cross:
         value = guide_row(second.to_k(text).mean(0), second.to_q(x), heads)
-    return groups(metric, value, grid, setting, 0.2)
+    return groups(metric, value, grid, setting, 0.1)

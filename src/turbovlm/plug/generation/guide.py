@@ -15,6 +15,10 @@ from torch import Tensor, nn
 
 from turbovlm.maths.information import semantic_value
 
+ATTENDED_WEIGHT = 0.1
+"""Share of the default weight that attention received has: it says less than what the prompt has
+changed. At a fifth, as in encoders, 10 % merged without guidance lose more than by R alone."""
+
 
 def is_cross(attention: nn.Module) -> bool:
     """Whether this module attends from visual tokens to the prompt alone."""

@@ -22,8 +22,13 @@ from turbovlm.maths.generation import (
     sketch,
     uses_value,
 )
-from turbovlm.maths.information import MEAN_WEIGHT
-from turbovlm.plug.generation.guide import changed, is_cross, received, similarity
+from turbovlm.plug.generation.guide import (
+    ATTENDED_WEIGHT,
+    changed,
+    is_cross,
+    received,
+    similarity,
+)
 from turbovlm.plug.generation.row import Denoiser
 
 Kind = Literal["self_attention", "cross_attention", "feed_forward", "whole"]
@@ -272,9 +277,9 @@ class Patch:
         text = None if text is None else call.halves(text)
         attended = received(attention, call.halves(x), text)
         if self.config.plan == "module" or isinstance(paired, bool):
-            return attended, MEAN_WEIGHT
+            return attended, ATTENDED_WEIGHT
         moved = changed(*_halves(came)).repeat(2, 1)
-        return torch.where(paired, moved, attended), torch.where(paired, 1.0, MEAN_WEIGHT)
+        return torch.where(paired, moved, attended), torch.where(paired, 1.0, ATTENDED_WEIGHT)
 
     def _grid(self, root: nn.Module, given: Mapping[str, Any]) -> tuple[int, int]:
         latent, side = given[self.row.latent], self.row.patch_of(root)

@@ -156,6 +156,7 @@ def settings(args: argparse.Namespace) -> list[turbovlm.Merge]:
     for r in args.r:
         found += [turbovlm.Merge.from_dict({"r": r, "method": m}) for m in args.method]
         found += [turbovlm.Merge(r=r, alpha=alpha) for alpha in args.alpha or ()]
+        found += [turbovlm.Merge(r=r, inflection=late) for late in args.inflection or ()]
     return found
 
 
@@ -174,6 +175,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--r", type=int, nargs="+", default=R)
     p.add_argument("--method", nargs="+", choices=METHODS, default=METHODS)
     p.add_argument("--alpha", type=float, nargs="+", help="also turbo with these numbers")
+    p.add_argument("--inflection", type=float, nargs="+", help="also turbo with these schedules")
     p.add_argument("--beams", type=int, default=1)
     p.add_argument("--batch", type=int, default=50)
     p.add_argument("--rounds", type=int, default=10, help="of timing; 0: none")

@@ -107,6 +107,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--r", type=int, nargs="+", help="default: those of the size")
     p.add_argument("--method", nargs="+", choices=METHODS, default=METHODS)
     p.add_argument("--alpha", type=float, nargs="+", help="also turbo with these numbers")
+    p.add_argument("--inflection", type=float, nargs="+", help="also turbo with these schedules")
     p.add_argument(
         "--schedule",
         type=lambda text: tuple(map(int, text.split(","))),
@@ -133,6 +134,7 @@ def settings(args: argparse.Namespace, size: int) -> list[turbovlm.Merge]:
     for r in args.r or R[size]:
         found += [turbovlm.Merge.from_dict({"r": r, "method": m}) for m in args.method]
         found += [turbovlm.Merge(r=r, alpha=alpha) for alpha in args.alpha or ()]
+        found += [turbovlm.Merge(r=r, inflection=late) for late in args.inflection or ()]
     return found + [turbovlm.Merge(r=r, collapse=args.collapse) for r in args.schedule]
 
 

@@ -53,13 +53,15 @@ def table(comparison: Comparison) -> Table:
 def notes(comparison: Comparison) -> list[str]:
     """What the columns mean and what they were measured on, one sentence each."""
     facts = comparison.environment
+    count = len(comparison.prompts)
+    prompts = "1 prompt" if count == 1 else f"{count} prompts"
     machine = facts.get("gpu") or f"{facts['cpu']}, threads: {facts['threads']}"
     width, height = comparison.size
     brackets = "95 % interval" if comparison.rounds >= 6 else "lowest, highest"
     least = {side.merge.min_tokens for side in comparison.sides if side.merge}
     spared = [f"modules with fewer than {n} visual tokens are left alone." for n in least if n]
     return [
-        f"{comparison.model}: {len(comparison.prompts)} prompts, pictures of {width} x {height}, "
+        f"{comparison.model}: {prompts}, pictures of {width} x {height}, "
         f"{comparison.dtype}, {facts['device']} ({machine}).",
         "GFLOPs: of one denoising step, guidance included, a multiply-add counted as one; ideal is "
         "what they allow.",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 
-pytest.importorskip("timm")
+from tests.hosts.zoo import TIMM, pixels, wild
 
 
 @pytest.fixture
@@ -62,3 +65,26 @@ def test_per_image_results(bench: ModuleType) -> None:
     p = 1 / (1 + math.exp(-2))
     assert result.kl.tolist() == pytest.approx([2 * (2 * p - 1), 0.0])
     assert bench.Result.of(logits, reference, None).summary()["accuracy"] is None
+
+
+@torch.no_grad()
+def test_pruned_as_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks" / "real")
+    compressed = importlib.import_module("compressed")
+    plain: Any = wild(VisionTransformer(**TIMM))
+    x = pixels()
+    sparse, narrow, masked = (copy.deepcopy(plain) for _ in range(3))
+    compressed.zeroed(sparse)
+    weight = sparse.blocks[0].mlp.fc1.weight
+    assert (weight == 0).double().mean().item() == pytest.approx(compressed.ZEROED, abs=0.01)
+    assert (
+        weight[weight != 0].abs().min() >= plain.blocks[0].mlp.fc1.weight[weight == 0].abs().max()
+    )
+    compressed.narrowed(narrow)
+    for block, whole in zip(narrow.blocks, masked.blocks, strict=True):
+        strength = whole.mlp.fc1.weight.norm(dim=1) * whole.mlp.fc2.weight.norm(dim=0)
+        out = strength.argsort()[: len(strength) - block.mlp.fc1.out_features]
+        assert len(out) == round(len(strength) * compressed.NARROWED)
+        whole.mlp.fc2.weight[:, out] = 0  # nobody hears these neurons
+    torch.testing.assert_close(narrow(x), masked(x))
+    assert not torch.allclose(narrow(x), plain(x), atol=1e-4)

@@ -18,7 +18,7 @@ from turbovlm.config import MergeRestore
 from turbovlm.lab import painter
 from turbovlm.maths.fold import Fold
 from turbovlm.measure import flops
-from turbovlm.plug.generation.state import Patch
+from turbovlm.plug.denoiser.state import Patch
 from turbovlm.tasks.paper.models import stable_diffusion
 from turbovlm.tasks.variants import share
 

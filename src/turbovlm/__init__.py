@@ -19,28 +19,32 @@ if TYPE_CHECKING:
     from turbovlm.config import Merge, MergeRestore
     from turbovlm.errors import TurboError
     from turbovlm.hosts import register
-    from turbovlm.hosts.blip_attention import fuse_attention, unfuse_attention
+    from turbovlm.maths.score import score
     from turbovlm.measure import flops, throughput
-    from turbovlm.plug.generation.row import Denoiser
-    from turbovlm.plug.row import Row
+    from turbovlm.plug.denoiser.row import Denoiser
+    from turbovlm.plug.encoder.row import Row
+    from turbovlm.plug.fuse import fuse_attention, unfuse_attention
+    from turbovlm.reducers import register_reducer
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Denoiser": "plug.generation.row",
+    "Denoiser": "plug.denoiser.row",
     "Merge": "config",
     "MergeRestore": "config",
-    "Row": "plug.row",
+    "Row": "plug.encoder.row",
     "TurboError": "errors",
     "applied": "api",
     "apply": "api",
     "flops": "measure",
-    "fuse_attention": "hosts.blip_attention",
+    "fuse_attention": "plug.fuse",
     "recording": "api",
     "register": "hosts",
+    "register_reducer": "reducers",
     "remove": "api",
+    "score": "maths.score",
     "throughput": "measure",
-    "unfuse_attention": "hosts.blip_attention",
+    "unfuse_attention": "plug.fuse",
 }
 
 __all__ = [
@@ -55,7 +59,9 @@ __all__ = [
     "fuse_attention",
     "recording",
     "register",
+    "register_reducer",
     "remove",
+    "score",
     "throughput",
     "unfuse_attention",
 ]

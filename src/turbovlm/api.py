@@ -1,35 +1,52 @@
-"""The face: apply, remove, applied and recording over all host tables."""
+"""The verbs: apply, remove, applied and recording, for every kind of configuration."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 from torch import nn
 
-from turbovlm import hosts
-from turbovlm.config import Merge, MergeRestore
-from turbovlm.errors import AlreadyApplied, ConfigError, NotApplied, UnknownArchitecture
-from turbovlm.plug import apply as encoders
-from turbovlm.plug.generation import apply as generation
-from turbovlm.plug.generation.state import Move
-from turbovlm.plug.generation.state import Patch as DenoiserPatch
-from turbovlm.plug.state import Patch
-from turbovlm.plug.swap import uninstall
-from turbovlm.plug.trace import Trace
+from turbovlm.config import Setting
+from turbovlm.errors import ConfigError, NotApplied, UnknownArchitecture
+from turbovlm.plug import stored
+from turbovlm.plug.denoiser.state import Move
+from turbovlm.plug.encoder.trace import Trace
+from turbovlm.plug.reducer import parts_of
+from turbovlm.plug.state import Patch, Recorder
+from turbovlm.plug.swap import install, patched, site_of, uninstall
+from turbovlm.reducers import find_reducer, setting_of
 
 Model = TypeVar("Model")
-"""A torch module, or a pipeline of diffusers."""
+"""A torch module, or a pipeline of diffusers or transformers."""
 
 
-@dataclass(frozen=True)
 class Run:
     """Handle of a recorded application."""
 
-    patches: tuple[Patch, ...]
-    denoisers: tuple[DenoiserPatch, ...] = ()
+    def __init__(self, recorders: Sequence[Recorder]) -> None:
+        self._recorders = recorders
+
+    def records(self, kind: type[Any] | None = None) -> tuple[Any, ...]:
+        """What the last forward of every patched part left, in order.
+
+        Args:
+            kind: only records of this class.
+
+        Raises:
+            NotApplied: if a part has not run since recording began, or none leaves such records.
+        """
+        found = [recorder.found() for recorder in self._recorders]
+        if kind is None:
+            wanted = found
+        else:
+            wanted = [r for r in found if isinstance(r, kind)]
+        if not wanted and any(record is not None for record in found):
+            raise NotApplied("this model records no such thing: read run.records()")
+        if not wanted or any(record is None for record in wanted):
+            raise NotApplied("nothing is recorded yet: run the model first")
+        return tuple(wanted)
 
     @property
     def trace(self) -> Trace:
@@ -41,10 +58,9 @@ class Run:
         """The same for every tower.
 
         Raises:
-            NotApplied: if the model has not run since recording began, or is no encoder.
+            NotApplied: if the model has not run since recording began, or has no encoder.
         """
-        traces = tuple(p.trace for p in self.patches if p.trace is not None)
-        return _recorded(traces, len(self.patches), "moves")
+        return self.records(Trace)
 
     @property
     def moves(self) -> tuple[Move, ...]:
@@ -53,18 +69,17 @@ class Run:
         Raises:
             NotApplied: if the denoiser has not run since recording began, or there is none.
         """
-        moves = tuple(p.trace for p in self.denoisers if p.trace is not None)
-        return _recorded(moves, len(self.denoisers), "trace")[0]
+        return self.records(tuple)[0]
 
 
-def apply(model: Model, config: Merge | MergeRestore | None = None) -> Model:
-    """Make ``model`` merge tokens, in place; its own generate(), processors and pipelines go on.
+def apply(model: Model, *configs: Setting | None) -> Model:
+    """Reduce the tokens of ``model``, in place; its own generate(), processors, pipelines go on.
 
     Args:
-        model: a model that a host row describes, or one that contains such an encoder; a pipeline
-            of diffusers or its denoiser alone.
-        config: what to merge: `Merge` for encoders, `MergeRestore` for diffusion. None takes the
-            setting that was saved with an encoder.
+        model: a model that a host row describes, or one that contains such a part; a pipeline
+            of diffusers or transformers, or a denoiser alone.
+        *configs: what to do: `Merge` for encoders, `MergeRestore` for diffusion. None, or
+            nothing, takes the settings that were saved with the model.
 
     Returns:
         The same model.
@@ -80,28 +95,23 @@ def apply(model: Model, config: Merge | MergeRestore | None = None) -> Model:
         ConfigError: the setting does not fit, or there is none.
         In every case the model is as it was.
     """
-    if not isinstance(model, nn.Module) and not generation.components(model):
-        raise UnknownArchitecture(
-            f"expected a torch model or a diffusers pipeline, got {type(model).__name__}"
-        )
-    if _is_patched(model):
-        raise AlreadyApplied("this model is patched already: turbovlm.remove(model) first")
-    if isinstance(config, MergeRestore):
-        generation.apply_rows(model, config, hosts.denoisers())
-        return model
-    if generation.denoisers(model, hosts.denoisers()):
+    target = _target(model)
+    given = [config for config in configs if config is not None]
+    settings = given or [setting_of(told) for told in stored.stored(target)]
+    if not settings:
         raise ConfigError(
-            "a denoiser needs its pixels back: turbovlm.apply(pipe, "
-            "turbovlm.MergeRestore(ratio=0.3))"
+            "no setting is stored with this model: give one, e.g. Merge(r=16), or "
+            "MergeRestore(ratio=0.3) for a denoiser"
         )
-    if not isinstance(model, nn.Module):
-        raise UnknownArchitecture(
-            f"turbovlm.Merge is for encoders: give it a model, not a {type(model).__name__}"
-        )
-    config = encoders.stored_config(model) if config is None else config
-    if not isinstance(config, Merge):
-        raise ConfigError(f"expected turbovlm.Merge(...), got {type(config).__name__}")
-    encoders.apply_rows(model, config, hosts.rows(), hosts.REFUSALS)
+    reducers = [find_reducer(config) for config in settings]
+    swaps = [
+        swap
+        for reducer, config in zip(reducers, settings, strict=True)
+        for swap in reducer.plan(target, config)
+    ]
+    install(swaps)
+    if isinstance(target, nn.Module):
+        stored.store(target, settings)
     return model
 
 
@@ -114,12 +124,14 @@ def remove(model: Model) -> Model:
     Raises:
         NotApplied: if the model is not patched.
     """
-    if not _is_patched(model):
+    parts = parts_of(_target(model))
+    found = [module for part in parts for module in patched(part)]
+    if not found:
         raise NotApplied("this model is not patched: there is nothing to remove")
-    for module in list(generation.patched(model)):
+    for module in found:
         uninstall(module)
-    if isinstance(model, nn.Module):
-        encoders.remove_rows(model)
+    for part in parts:
+        stored.forget(part)
     return model
 
 
@@ -130,43 +142,48 @@ def recording(model: object) -> Iterator[Run]:
     Raises:
         NotApplied: if the model is not patched.
     """
-    if not _is_patched(model):
+    patches: dict[int, Patch[Any, Any]] = {
+        id(site_of(module).patch): site_of(module).patch
+        for part in parts_of(_target(model))
+        for module in patched(part)
+    }
+    if not patches:
         raise NotApplied("this model is not patched: turbovlm.apply(model, ...) first")
-    towers = encoders.patches_of(model) if isinstance(model, nn.Module) else ()
-    run = Run(towers, generation.patches_of(model))
-    patches: list[Any] = [*run.patches, *run.denoisers]
-    for patch in patches:
-        patch.recording, patch.trace = True, None
-    try:
-        yield run
-    finally:
-        for patch in patches:
-            patch.recording = False
+    with ExitStack() as stack:
+        yield Run([stack.enter_context(Recorder(patch)) for patch in patches.values()])
 
 
 @contextmanager
-def applied(model: object, config: Merge | MergeRestore | None = None) -> Iterator[Run]:
-    """`apply` for the length of a ``with`` block; the handle tells what was merged."""
-    apply(model, config)
+def applied(model: object, *configs: Setting | None, record: bool = True) -> Iterator[Run]:
+    """`apply` for the length of a ``with`` block; the handle tells what was merged.
+
+    Args:
+        model: as in `apply`.
+        *configs: as in `apply`.
+        record: whether to record; without, nothing is kept of a forward.
+    """
+    apply(model, *configs)
     try:
+        if not record:
+            yield Run([])
+            return
         with recording(model) as run:
             yield run
     finally:
         remove(model)
 
 
-def _is_patched(model: object) -> bool:
-    if any(True for _ in generation.patched(model)):
-        return True
-    return isinstance(model, nn.Module) and bool(encoders.patches_of(model))
+def _target(model: object) -> Any:
+    """The model inside a pipeline of transformers; anything else as it is.
 
-
-Recorded = TypeVar("Recorded")
-
-
-def _recorded(found: tuple[Recorded, ...], expected: int, other: str) -> tuple[Recorded, ...]:
-    if not expected:
-        raise NotApplied(f"this model records no such thing: read run.{other}")
-    if len(found) < expected:
-        raise NotApplied("nothing is recorded yet: run the model first")
-    return found
+    Raises:
+        UnknownArchitecture: for what holds no module.
+    """
+    inner = getattr(model, "model", None)
+    if type(model).__module__.startswith("transformers.pipelines") and isinstance(inner, nn.Module):
+        return inner
+    if not parts_of(model):
+        raise UnknownArchitecture(
+            f"expected a torch model or a diffusers pipeline, got {type(model).__name__}"
+        )
+    return model

@@ -94,7 +94,6 @@ class Case:
     run: Callable[[Any, Tensor], Tensor]
     prefix: int = 1
     guide: str = "cls"
-    restores: bool = False
     inputs: Callable[..., Tensor] = pixels
     real: Tensor | None = None
     rotary: Callable[[Any, Tensor], Sequence[Rotary]] | None = None
@@ -208,7 +207,6 @@ VISION = (
         "dinov2",
         lambda: scaled(wild(hf.Dinov2Model(hf.Dinov2Config(**DINO))), "lambda"),
         _last,
-        restores=True,
     ),
     Case(
         "dinov2_with_registers",
@@ -222,7 +220,6 @@ VISION = (
         ),
         _last,
         prefix=4,
-        restores=True,
     ),
     Case(
         "dinov3",
@@ -236,36 +233,29 @@ VISION = (
         ),
         _last,
         prefix=5,
-        restores=True,
         rotary=_dinov3_tables,
         duplicates=_dinov3_pairs,
     ),
-    Case(
-        "clip", lambda: wild(hf.CLIPVisionModel(hf.CLIPVisionConfig(**SIZES))), _last, restores=True
-    ),
+    Case("clip", lambda: wild(hf.CLIPVisionModel(hf.CLIPVisionConfig(**SIZES))), _last),
     Case(
         "metaclip2",
         lambda: wild(hf.MetaClip2VisionModel(hf.MetaClip2VisionConfig(**SIZES))),
         _last,
-        restores=True,
     ),
     Case(
         "altclip",
         lambda: wild(hf.AltCLIPVisionModel(hf.AltCLIPVisionConfig(**SIZES))),
         _last,
-        restores=True,
     ),
     Case(
         "chinese_clip",
         lambda: wild(hf.ChineseCLIPVisionModel(hf.ChineseCLIPVisionConfig(**SIZES))),
         _last,
-        restores=True,
     ),
     Case(
         "siglip",
         lambda: wild(hf.SiglipVisionModel(hf.SiglipVisionConfig(**SIZES))),
         _last,
-        restores=True,
         **NO_CLS,
     ),
     Case(
@@ -278,7 +268,6 @@ VISION = (
             )
         ),
         _siglip2_run,
-        restores=True,
         real=padding(64, 42),
         **NO_CLS,
     ),
@@ -286,7 +275,6 @@ VISION = (
         "aimv2",
         lambda: wild(hf.Aimv2VisionModel(hf.Aimv2VisionConfig(**SIZES))),
         _last,
-        restores=True,
         **NO_CLS,
     ),
     Case("blip", lambda: wild(hf.BlipVisionModel(hf.BlipVisionConfig(**SIZES))), _last),
@@ -303,13 +291,11 @@ VISION = (
             "lambda",
         ),
         _last,
-        restores=True,
     ),
     Case(
         "idefics2",
         lambda: wild(Idefics2VisionTransformer(Idefics2VisionConfig(**SIZES))),
         _grid_run,
-        restores=True,
         real=padding(64, 40),
         **NO_CLS,
     ),
@@ -317,7 +303,6 @@ VISION = (
         "idefics3",
         lambda: wild(Idefics3VisionTransformer(Idefics3VisionConfig(**SIZES))),
         _grid_run,
-        restores=True,
         real=padding(64, 40),
         **NO_CLS,
     ),
@@ -325,7 +310,6 @@ VISION = (
         "smolvlm",
         lambda: wild(SmolVLMVisionTransformer(SmolVLMVisionConfig(**SIZES))),
         _grid_run,
-        restores=True,
         real=padding(64, 40),
         **NO_CLS,
     ),
@@ -353,14 +337,12 @@ VISION = (
         "timm_average",
         lambda: _vit(class_token=False, global_pool="avg"),
         _features,
-        restores=True,
         **NO_CLS,
     ),
     Case(
         "timm_siglip",
         lambda: _vit(class_token=False, global_pool="map"),
         _features,
-        restores=True,
         **NO_CLS,
     ),
     Case(
@@ -373,7 +355,6 @@ VISION = (
         "timm_eva02",
         lambda: _eva(use_rot_pos_emb=True, init_values=0.7, swiglu_mlp=True, scale_mlp=True),
         _features,
-        restores=True,
         rotary=_timm_tables(half=False),
         duplicates=_timm_pairs,
     ),
@@ -408,16 +389,15 @@ VISION = (
         _features,
     ),
     Case("torchvision", _torchvision, _torchvision_run),
-    Case("open_clip", _open_clip, lambda m, x: m.transformer(m._embeds(x)), restores=True),
+    Case("open_clip", _open_clip, lambda m, x: m.transformer(m._embeds(x))),
     Case(
         "open_clip_custom",
         lambda: _open_clip(block_type="custom", scale_attn=True, qk_norm=True),
         lambda m, x: m.transformer(m._embeds(x)),
-        restores=True,
     ),
 )
 LANGUAGE = tuple(
-    Case(name, build, _text_run, restores=True, inputs=words, real=padding(40, 23))
+    Case(name, build, _text_run, inputs=words, real=padding(40, 23))
     for name, build in (
         ("bert", lambda: wild(hf.BertModel(hf.BertConfig(**TEXT)))),
         ("roberta", lambda: wild(hf.RobertaModel(hf.RobertaConfig(**TEXT)))),

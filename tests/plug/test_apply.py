@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import turbovlm
 from tests.hosts.zoo import SIZES, TIMM, pixels, wild
 from turbovlm import Merge, errors, hosts
-from turbovlm.plug.block import TurboBlock
+from turbovlm.plug.encoder.block import TurboBlock
 
 TEXT: dict[str, Any] = {
     "hidden_size": 48,
@@ -173,7 +173,7 @@ def test_no_setting_given_and_none_stored() -> None:
     model = hf.ViTModel(hf.ViTConfig(**SIZES))
     with pytest.raises(errors.ConfigError, match="no setting is stored"):
         turbovlm.apply(model)
-    with pytest.raises(errors.ConfigError, match=r"expected turbovlm\.Merge"):
+    with pytest.raises(errors.ConfigError, match=r"expected one of turbovlm\.Merge"):
         turbovlm.apply(model, 16)  # type: ignore[arg-type]
 
 
@@ -198,7 +198,7 @@ def test_a_registered_row_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
             mlp=("mlp", "norm2"),
         )
     )
-    assert turbovlm.apply(Mine(), Merge(r=4))(torch.randn(1, 17, 48)).shape == (1, 9, 48)
+    assert turbovlm.apply(Mine(), Merge(r=4))(torch.randn(1, 17, 48)).shape == (1, 17, 48)
 
 
 def test_a_registered_row_overrides_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +214,6 @@ def test_a_registered_row_overrides_a_refusal(monkeypatch: pytest.MonkeyPatch) -
             attention=("self_attn", "layer_norm1"),
             mlp=("mlp", "layer_norm2"),
             modality="text",
-            restore=True,
         )
     )
     turbovlm.apply(model, Merge(r=2))
@@ -247,7 +246,7 @@ class Fickle(Block):
     ("block", "error", "words"),
     [
         (Biased, errors.UnsupportedInput, "masks, key biases or separate keys"),
-        (Fickle, errors.UnsuitableBlock, "something else under the tap"),
+        (Fickle, errors.UnsuitableBlock, "something else while it is watched"),
     ],
 )
 def test_attention_that_cannot_be_followed_is_refused(

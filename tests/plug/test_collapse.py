@@ -12,10 +12,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import turbovlm
-from tests.hosts.zoo import SIZES, TIMM, pixels, wild
+from tests.hosts.zoo import DINO, SIZES, TIMM, pixels, wild
 from turbovlm import Merge, errors
-from turbovlm.maths.matching import collapse
-from turbovlm.maths.merging import merge
+from turbovlm.maths.merge import merge
+from turbovlm.maths.plan import collapsed
 
 TEXT: dict[str, Any] = {
     "hidden_size": 48,
@@ -38,14 +38,14 @@ def llava(layer: int) -> Any:
 
 
 def test_everything_behind_the_prefix_goes_into_one() -> None:
-    plan = collapse(2, 6, 2, torch.device("cpu"))
+    plan = collapsed(2, 6, 2, torch.device("cpu"))
     assert plan.source.tolist() == [[3, 4, 5]] * 2
     assert plan.destination.tolist() == [[2, 2, 2]] * 2
     assert plan.keep.tolist() == [[0, 1, 2]] * 2
     assert plan.representative().tolist() == [[0, 1, 2, 2, 2, 2]] * 2
     x = torch.tensor([[[5.0], [7.0], [1.0], [2.0], [4.0], [9.0]]])
     size = torch.tensor([[1.0, 1.0, 1.0, 2.0, 3.0, 0.0]])  # the last one is padding
-    y, total = merge(x, size, collapse(1, 6, 2, x.device))
+    y, total = merge(x, size, collapsed(1, 6, 2, x.device))
     torch.testing.assert_close(y[0, :, 0], torch.tensor([5.0, 7.0, (1 + 4 + 12) / 6]))
     assert total.tolist() == [[1.0, 1.0, 6.0]]
 
@@ -58,8 +58,9 @@ def test_who_reads_cls_alone_gets_the_same(r: Any) -> None:
         expected, before = model(x), run.trace
     with turbovlm.applied(model, Merge(r=r, collapse=True)) as run:
         torch.testing.assert_close(model(x), expected)
+        assert run.trace.tokens[-1] == 2
         tokens = model.forward_features(x)
-    assert tokens.shape[1] == 2 == run.trace.tokens[-1]
+    assert tokens.shape[1] == before.start  # called for its tokens it gives every position
     assert run.trace.tokens[:-1] == before.tokens[:-1]
     sizes = run.trace.sizes
     assert sizes is not None
@@ -81,7 +82,7 @@ def test_registers_and_a_distillation_token_stay() -> None:
     x = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     plain = model(x)
     with turbovlm.applied(model, Merge(r=0, collapse=True)):
-        assert model.forward_features(x).shape[1] == 3
+        assert model.forward_features(x).shape[1] == 198
         torch.testing.assert_close(model(x), plain)
 
 
@@ -105,13 +106,13 @@ def test_clip_and_a_padded_text_embedded_by_cls() -> None:
     torch.testing.assert_close(out.image_embeds, embedded)
     assert out.last_hidden_state.shape[1] == image(x).last_hidden_state.shape[1]
     assert torch.equal(out.last_hidden_state[:, 1], out.last_hidden_state[:, 2])
-    text = wild(hf.BertModel(hf.BertConfig(vocab_size=100, **TEXT)))
+    text: Any = wild(hf.BertForSequenceClassification(hf.BertConfig(vocab_size=100, **TEXT)))
     words = torch.randint(0, 100, (2, 9), generator=torch.Generator().manual_seed(0))
     mask = torch.ones(2, 9, dtype=torch.int64)
     mask[1, 5:] = 0
-    pooled = text(words, attention_mask=mask).pooler_output
+    logits = text(words, attention_mask=mask).logits
     with turbovlm.applied(text, Merge(r=0, collapse=True)):
-        torch.testing.assert_close(text(words, attention_mask=mask).pooler_output, pooled)
+        torch.testing.assert_close(text(words, attention_mask=mask).logits, logits)
 
 
 @torch.no_grad()
@@ -127,9 +128,19 @@ def test_one_graph_and_one_graph_only() -> None:
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
-        (lambda: vit(global_pool="avg"), "what reads VisionTransformer needs all of them"),
+        (lambda: vit(global_pool="avg"), "what reads VisionTransformer is not known"),
         (lambda: vit(class_token=False, global_pool="avg"), "VisionTransformer has none"),
-        (lambda: llava(-1), "what reads CLIPVisionModel needs all of them"),
+        (lambda: llava(-1), "what reads CLIPVisionModel is not known"),
+        (lambda: llava(-2), "what reads CLIPVisionModel is not known"),
+        (lambda: hf.ViTModel(hf.ViTConfig(**SIZES)), "what reads ViTModel is not known"),
+        (
+            lambda: hf.Dinov2ForImageClassification(hf.Dinov2Config(**DINO)),
+            "what reads Dinov2Model is not known",
+        ),
+        (
+            lambda: hf.CLIPForImageClassification(hf.CLIPConfig(vision_config=dict(SIZES))),
+            "what reads CLIPVisionModel is not known",
+        ),
         (lambda: hf.SiglipVisionModel(hf.SiglipVisionConfig(**SIZES)), "has none"),
     ],
 )
@@ -139,10 +150,6 @@ def test_refused_where_it_would_be_wrong(build: Any, reason: str) -> None:
         turbovlm.apply(model, Merge(r=2, collapse=True))
     with pytest.raises(errors.NotApplied):
         turbovlm.remove(model)
-
-
-def test_a_last_block_that_llava_never_reads() -> None:
-    turbovlm.remove(turbovlm.apply(llava(-2), Merge(r=2, collapse=True)))
 
 
 def test_refused_beside_a_floor_and_as_anything_but_a_bool() -> None:

@@ -29,7 +29,7 @@ class Setting:
     method: str = "turbo"
     metric: str = "key"
     min_tokens: int = 0
-    floor_rule: str = "clamp"
+    paper: bool = False  # the released code's floor and order of survivors
     prefix: int = 1
     guide: str = "cls"
     lengths: list[int] = field(default_factory=list)
@@ -83,7 +83,7 @@ def degree(setting: Setting, r_i: float, a_i: float, block: int, alpha: float) -
 def amount(setting: Setting, n: int) -> int:
     """r of this block, with the floor."""
     r = min(setting.r, (n - setting.prefix) // 2)
-    if setting.floor_rule == "paper":
+    if setting.paper:
         return 0 if n < setting.min_tokens else r
     while r > 0 and n - r < setting.min_tokens:
         r -= 1
@@ -93,7 +93,7 @@ def amount(setting: Setting, n: int) -> int:
 def merge_step(
     x: Tensor, size: Tensor, metric: Tensor, value: Tensor, setting: Setting, block: int
 ) -> tuple[Tensor, Tensor, list[int]]:
-    """One sample: x ``(N, C)``, size ``(N,)`` (0 is padding), metric ``(N, d)``, value ``(N,)``.
+    """One sample: x ``(N, C)``, size ``(N,)``, metric ``(N, d)``, value ``(N,)``.
 
     Returns tokens, sizes and which positions survive.
     """
@@ -101,35 +101,31 @@ def merge_step(
     sources = [i for i in range(0, n, 2) if i >= setting.prefix]
     destinations = [j for j in range(1, n, 2) if j >= setting.prefix]
     unit = [row / row.norm() for row in metric]
-    padding, scored, stranded = [], [], []
-    for i in sources:
-        cosines = [float(unit[i] @ unit[j]) if size[j] > 0 else -math.inf for j in destinations]
+    scored = []
+    for i in sources if destinations else ():
+        cosines = [float(unit[i] @ unit[j]) for j in destinations]
         r_i = max(cosines)
-        goal = destinations[cosines.index(r_i)]
-        if size[i] == 0:
-            padding.append((i, goal))
-        elif r_i == -math.inf:
-            stranded.append((i, goal))
-        else:
-            scored.append((r_i, i, goal))
+        scored.append((r_i, i, destinations[cosines.index(r_i)]))
     alpha = setting.alpha
     if alpha is None and scored:
-        alpha = default_alpha(setting, [r_i for r_i, _, _ in scored], int((size > 0).sum()))
+        alpha = default_alpha(setting, [r_i for r_i, _, _ in scored], n)
     ranked = [
         (degree(setting, r_i, float(value[i]), block, alpha or 0.0), i, goal)
         for r_i, i, goal in scored
     ]
     ranked.sort(reverse=True)
-    order = padding + [(i, goal) for _, i, goal in ranked] + stranded
-    gone = dict(order[: amount(setting, n)])
+    gone = {i: goal for _, i, goal in ranked[: amount(setting, n)]}
     rows, sizes, kept = [], [], []
-    for t in range(n):
+    order = range(n)
+    if setting.paper and gone:
+        order = [*range(setting.prefix), *sources, *destinations]
+    for t in order:
         if t in gone:
             continue
         group = [t] + [i for i, goal in gone.items() if goal == t]
         mass = sum(float(size[g]) for g in group)
         total = sum(x[g] * float(size[g]) for g in group)
-        rows.append(total / mass if mass > 0 else x[t])  # type: ignore[operator, arg-type]
+        rows.append(total / mass)  # type: ignore[operator]
         sizes.append(mass)
         kept.append(t)
     return torch.stack(rows), torch.tensor(sizes), kept
@@ -159,7 +155,6 @@ def attend(
                         tensor[t, head].clone(), head, at[t] - setting.prefix
                     )
     q, k, v = split
-    real = [t for t in range(h.shape[0]) if size[t] > 0]
     outputs, rows = [], []
     for head in range(heads):
         logits = q[:, head] @ k[:, head].T / math.sqrt(d) + size.log()[None, :]
@@ -167,7 +162,7 @@ def attend(
         if setting.guide == "cls":
             rows.append(logits.softmax(-1)[0])
         else:
-            mean_query = torch.stack([q[t, head] for t in real]).mean(0)
+            mean_query = q[:, head].mean(0)
             rows.append((k[:, head] @ mean_query / math.sqrt(d) + size.log()).softmax(-1))
     seen = Seen(k.mean(1), q.mean(1), torch.stack(rows).mean(0))
     return parts.out(torch.cat(outputs, -1)), seen
@@ -194,8 +189,10 @@ def encode(
     setting: Setting,
     rotary: Sequence[Rotary] | None = None,
     real: Tensor | None = None,
-) -> Tensor:
+) -> list[tuple[Tensor, list[int]]]:
     """Tokens ``(B, N, C)`` through all blocks, one sample at a time, merging after attention.
+
+    A sample with padding is run without it, as if it were alone.
 
     Args:
         blocks: the host's blocks.
@@ -203,14 +200,17 @@ def encode(
         setting: the configuration.
         rotary: tables of every block, where the host has them.
         real: ``(B, N)``, False for padding.
+
+    Returns:
+        For each sample its tokens ``(M, C)`` and their original positions.
     """
     setting.lengths.clear()
     results = []
     for number, sample in enumerate(x):
-        y, size = sample, torch.ones(sample.shape[0])
-        if real is not None:
-            size = real[number].float()
         at = list(range(sample.shape[0]))
+        if real is not None:
+            at = [t for t in at if real[number, t]]
+        y, size = sample[at], torch.ones(len(at))
         for index, block in enumerate(blocks):
             parts = Parts(block)
             table = None if rotary is None else rotary[index]
@@ -222,5 +222,5 @@ def encode(
             y = parts.mlp_branch(y)
             if number == 0:
                 setting.lengths.append(y.shape[0])
-        results.append(y)
-    return torch.stack(results)
+        results.append((y, at))
+    return results

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import turbovlm
 from tests.hosts.zoo import LANGUAGE, SIZES, TEXT, VISION, pixels, words
 from turbovlm import Merge, errors, hosts
-from turbovlm.plug.block import TurboBlock
-from turbovlm.plug.draft import draft
+from turbovlm.plug.encoder.block import TurboBlock
+from turbovlm.plug.encoder.draft import draft
 from turbovlm.report import check as report
 from turbovlm.tasks.check import Check, check_model
 from turbovlm.tasks.skeleton import Skeleton, outline, skeleton

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from turbovlm.config.merge import Merge, Method, Metric
+from turbovlm.config.base import Setting
+from turbovlm.config.merge import Merge
+from turbovlm.config.paper import Paper
 from turbovlm.config.restore import MODULES, MergeRestore
 
-__all__ = ["MODULES", "Merge", "MergeRestore", "Method", "Metric"]
+__all__ = ["MODULES", "Merge", "MergeRestore", "Paper", "Setting"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import numbers
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,8 @@ class Setting:
     """Base of the configurations; ``kind`` tells them apart in a file."""
 
     kind: ClassVar[str]
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Fields of earlier versions, and what to write instead."""
 
     def __repr__(self) -> str:
         """Only what differs from the defaults, as one would write it."""
@@ -33,8 +37,7 @@ class Setting:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, only what differs from the defaults, plus the kind."""
-        plain = {n: list(v) if isinstance(v, tuple) else v for n, v in self._given().items()}
-        return {"kind": self.kind, **plain}
+        return {"kind": self.kind, **{n: _plain(v) for n, v in self._given().items()}}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -48,12 +51,13 @@ class Setting:
         if kind != cls.kind:
             raise ConfigError(f"kind {kind!r} is not {cls.__name__}: expected {cls.kind!r}")
         known = {f.name for f in dataclasses.fields(cls)}
+        for name in sorted(set(fields) & set(cls.renamed)):
+            raise ConfigError(f"{name} is no longer a setting: use {cls.renamed[name]}")
         if unknown := sorted(set(fields) - known):
             raise ConfigError(
                 f"unknown settings {', '.join(unknown)}: known are {', '.join(sorted(known))}"
             )
-        # JSON has no tuples
-        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()})
+        return cls(**fields)
 
     def save(self, path: str | Path) -> None:
         """Write as a JSON file."""
@@ -68,11 +72,21 @@ class Setting:
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"cannot read a configuration from {path}: {error}") from error
         if not isinstance(data, dict):
             raise ConfigError(f"{path} must hold one JSON object, not {type(data).__name__}")
         return cls.from_dict(data)
+
+    def _set(self, name: str, value: object) -> None:
+        """Replace a field while the configuration checks itself; it is frozen for everyone else."""
+        object.__setattr__(self, name, value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Setting):
+        return value.to_dict()
+    return list(value) if isinstance(value, tuple) else value
 
 
 def check_choices(setting: object, choices: Mapping[str, tuple[str, ...]]) -> None:
@@ -83,26 +97,68 @@ def check_choices(setting: object, choices: Mapping[str, tuple[str, ...]]) -> No
             raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
 
 
-def check_count(name: str, value: object) -> None:
-    """Raise `ConfigError` for anything but an integer from 0."""
-    if isinstance(value, bool) or not isinstance(value, int):
+def check_flag(name: str, value: object) -> None:
+    """Raise `ConfigError` for anything but a bool."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be True or False, not {value!r}")
+
+
+def as_count(name: str, value: object) -> int:
+    """An integer from 0; NumPy's and PyTorch's integers count.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if isinstance(value, bool):
         raise ConfigError(f"{name} must be an integer, not {value!r}")
-    if value < 0:
-        raise ConfigError(f"{name} must not be negative, got {value}: use 0 to switch it off")
+    try:
+        count = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ConfigError(f"{name} must be an integer, not {value!r}") from None
+    if count < 0:
+        raise ConfigError(f"{name} must not be negative, got {count}: use 0 to switch it off")
+    return count
 
 
-def check_finite(name: str, value: object) -> None:
-    """Raise `ConfigError` for anything but a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+def as_number(name: str, value: object) -> float:
+    """A finite number; NumPy's floats count.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ConfigError(f"{name} must be a number, not {value!r}")
-    if not math.isfinite(value):
+    number = value if isinstance(value, int | float) else float(value)
+    if not math.isfinite(number):
         raise ConfigError(f"{name} must be finite, got {value}")
+    return number
 
 
-def check_alpha(value: float | None) -> None:
-    """Raise `ConfigError` unless ``value`` is None or a finite number from 0."""
+def as_alpha(value: object) -> float | None:
+    """None, or a finite number from 0.
+
+    Raises:
+        ConfigError: for anything else.
+    """
     if value is None:
-        return
-    check_finite("alpha", value)
-    if value < 0:
-        raise ConfigError(f"alpha must not be negative, got {value}: use 0 to ignore A")
+        return None
+    alpha = as_number("alpha", value)
+    if alpha < 0:
+        raise ConfigError(f"alpha must not be negative, got {alpha}: use 0 to ignore A")
+    return alpha
+
+
+def check_method(method: str, given: Mapping[str, object]) -> None:
+    """Raise `ConfigError` for an unknown method, or an option that the method ignores.
+
+    Args:
+        method: name of a score.
+        given: ``alpha`` and ``seed`` where they differ from their defaults.
+    """
+    # the scores are functions on tensors: torch is not needed before a configuration is made
+    from turbovlm.maths.score import find_score
+
+    found = find_score(method)
+    for name in given:
+        if name not in found.options:
+            raise ConfigError(f"method={method!r} does not use {name}: leave {name} out")

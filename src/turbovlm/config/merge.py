@@ -2,113 +2,193 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from turbovlm.config.base import Setting, check_alpha, check_choices, check_count, check_finite
+from turbovlm.config.base import (
+    Setting,
+    as_alpha,
+    as_count,
+    as_number,
+    check_flag,
+    check_method,
+)
+from turbovlm.config.paper import Paper
 from turbovlm.errors import ConfigError
 
-Method = Literal["turbo", "redundancy", "semantics", "random"]
-Fusion = Literal["S1", "S2", "S3", "S4"]
-Metric = Literal["key", "query"]
-FloorRule = Literal["clamp", "paper"]
+if TYPE_CHECKING:
+    from turbovlm.maths.match import Rule
+    from turbovlm.maths.schedule import Schedule
 
-METHODS = ("turbo", "redundancy", "semantics", "random")
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "method": METHODS,
-    "fusion": ("S1", "S2", "S3", "S4"),
-    "metric": ("key", "query"),
-    "floor_rule": ("clamp", "paper"),
-}
+AMOUNTS = ("r", "ratio", "speedup")
+_PAPER = "turbovlm.Merge.paper(r, ...), which reproduces the paper"
 
 
 @dataclass(frozen=True, repr=False)
 class Merge(Setting):
-    """Merge tokens in every block of an encoder (understanding; paper section 3.3, Eq. 13).
+    """Merge tokens in the blocks of an encoder (understanding; paper section 3.3, Eq. 13).
 
-    Give either ``r`` or ``ratio``; ``Merge(r=16)`` alone is the recommended setting.
+    Give one of ``r``, ``ratio`` and ``speedup``.
 
     Args:
         r: tokens removed in one block (the paper's drop ratio), an int for all blocks or one
             int per block. At most half of the non-prefix tokens go in one block.
         ratio: instead of ``r``, the fraction of the non-prefix tokens that each block removes,
             in [0, 0.5].
+        speedup: instead of ``r``, how many times fewer operations the blocks shall need, from 1.
+            Which blocks merge and how many tokens follows from the model and the length of its
+            input, see `turbovlm.maths.speedup`.
         inflection: with an int ``r``, the linear schedule: block ``b`` of ``L`` removes
             ``r * (1 + inflection * (2 b / (L - 1) - 1))`` tokens, so the total stays ``L * r``.
             0 is constant, -1 merges early (2r falling to 0), +1 merges late. In [-1, 1].
-        method: whose score chooses the tokens. ``"turbo"`` is the information degree;
-            ``"redundancy"`` (the paper's first baseline, ToMe), ``"semantics"`` (its second)
-            and ``"random"`` (Table 8, A1) are the same code with another score.
-        alpha: weight of the semantic value in S1, S3 and S4. A number means what it means in the
-            paper's tables. None, the default, fits each image and
-            block: the average token loses the typical distance to a best destination, a fifth of
-            it without a cls token: see `turbovlm.maths.information.alpha_for`.
-        fusion: S1 ``R - alpha A``, S2 ``R / A``, S3 ``R (1 - alpha A)``,
-            S4 ``R - beta^|gamma - block| alpha A`` (supplementary Eq. 3 to 6; blocks from 1).
-        beta: base of S4, > 0.
-        gamma: the block around which S4 is centred, counted from 1.
-        metric: similarity is measured on the attention ``"key"`` or ``"query"`` vectors.
-        min_tokens: the floor on the sequence length, prefix tokens included.
-        floor_rule: ``"clamp"`` never goes below ``min_tokens``; ``"paper"`` tests the length
-            before a merge, as the released code does, so that it can end below.
+        method: whose score chooses the tokens. ``"turbo"`` is the information degree
+            ``R - alpha A``; ``"redundancy"`` (the paper's first baseline, ToMe), ``"semantics"``
+            (its second) and ``"random"`` (Table 8, A1) are the same code with another score;
+            `turbovlm.score` adds yours.
+        alpha: weight of the semantic value A. A number means what it means in the paper's
+            tables. None, the default, fits each image and block: the average token loses the
+            typical distance to a best destination, a fifth of it without a cls token, see
+            `turbovlm.maths.score.fitted_weight`.
+        min_tokens: the floor on the sequence length, prefix tokens included: it never goes below.
         seed: seed of ``method="random"``.
         collapse: after the attention of the last block all tokens but the prefix become one, so
             that its MLP runs on the prefix and that one. Where the cls token alone is read
-            afterwards (most classifiers, CLIP's embedding) this changes nothing but the time. For
-            nobody else: `turbovlm.apply` refuses an encoder without a cls token and one whose
-            pooling is known to read the patches, and `turbovlm.tasks.tuning` measures it.
+            afterwards (most classifiers, CLIP's embedding) this changes nothing but the time;
+            `turbovlm.apply` refuses it everywhere else.
+        preset: what only reproduces the paper; made by `Merge.paper`.
 
     Raises:
         ConfigError: for any value out of range, before anything else happens.
     """
 
     kind: ClassVar[str] = "merge"
+    renamed: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("fusion", "beta", "gamma", "metric", "floor_rule"), _PAPER
+    )
 
     r: int | tuple[int, ...] | None = None
     ratio: float | None = None
+    speedup: float | None = None
     inflection: float = 0.0
-    method: Method = "turbo"
+    method: str = "turbo"
     alpha: float | None = None
-    fusion: Fusion = "S1"
-    beta: float = 1.0
-    gamma: int = 1
-    metric: Metric = "key"
     min_tokens: int = 0
-    floor_rule: FloorRule = "clamp"
     seed: int = 0
     collapse: bool = False
+    preset: Paper | None = None
+
+    @classmethod
+    def paper(
+        cls, r: int | tuple[int, ...], *, alpha: float | None = None, method: str = "turbo",
+        min_tokens: int = 0, seed: int = 0, **preset: object,
+    ) -> Self:  # fmt: skip
+        """The released code's behaviour, several merges deep.
+
+        Args:
+            r: as in `Merge`.
+            alpha: weight of A, 6 unless given, as in the paper's tables; the released code's
+                factor of 30 on A is included.
+            method: as in `Merge`.
+            min_tokens: the paper's threshold, tested before a merge, so that it can end below.
+            seed: as in `Merge`.
+            **preset: ``fusion``, ``beta``, ``gamma`` and ``metric`` of `Paper`.
+
+        Raises:
+            ConfigError: for an option that the method or the fusion strategy ignores.
+        """
+        chosen = Paper.from_dict(preset)
+        weighs = method == "turbo" and chosen.fusion != "S2"
+        if alpha is None and weighs:
+            alpha = 6.0
+        return cls(r=r, method=method, alpha=alpha, min_tokens=min_tokens, seed=seed, preset=chosen)
+
+    def __repr__(self) -> str:
+        """As one would write it: `Merge.paper` for the paper's preset."""
+        if self.preset is None:
+            return super().__repr__()
+        given = {**self._given(), **self.preset._given()}
+        del given["preset"]
+        return f"Merge.paper({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     def __post_init__(self) -> None:
-        check_choices(self, _CHOICES)
         self._check_amount()
-        check_alpha(self.alpha)
-        for name in ("min_tokens", "gamma", "seed"):
-            check_count(name, getattr(self, name))
-        for name in ("beta", "inflection"):
-            check_finite(name, getattr(self, name))
-        if not isinstance(self.collapse, bool):
-            raise ConfigError(f"collapse must be True or False, not {self.collapse!r}")
+        self._set("alpha", as_alpha(self.alpha))
+        for name in ("min_tokens", "seed"):
+            self._set(name, as_count(name, getattr(self, name)))
+        given = {"alpha": self.alpha} if self.alpha is not None else {}
+        check_method(self.method, given | ({"seed": self.seed} if self.seed else {}))
+        self._check_preset()
+        check_flag("collapse", self.collapse)
         if self.collapse and self.min_tokens:
             raise ConfigError(
                 "collapse leaves one token beside the prefix, whatever min_tokens says: leave one "
                 "of the two out"
             )
-        if self.beta <= 0:
-            raise ConfigError(f"beta must be positive, got {self.beta}: 1 makes S4 equal to S1")
+        self._set("inflection", as_number("inflection", self.inflection))
         if abs(self.inflection) > 1:
             raise ConfigError(f"inflection must be in [-1, 1], got {self.inflection}")
+        if self.inflection and not isinstance(self.r, int):
+            raise ConfigError("inflection shapes a constant r: give r as one int")
 
     def _check_amount(self) -> None:
-        if (self.r is None) == (self.ratio is None):
-            raise ConfigError("give r or ratio, one of the two: Merge(r=16) or Merge(ratio=0.1)")
+        if sum(getattr(self, name) is not None for name in AMOUNTS) != 1:
+            raise ConfigError(
+                "give one of r, ratio and speedup: Merge(r=16), Merge(ratio=0.1) or "
+                "Merge(speedup=1.4)"
+            )
         if self.ratio is not None:
-            check_finite("ratio", self.ratio)
+            self._set("ratio", as_number("ratio", self.ratio))
             if not 0 <= self.ratio <= 0.5:
                 raise ConfigError(
                     f"ratio must be in [0, 0.5], got {self.ratio}: bipartite "
                     "matching removes at most half of the tokens in one block"
                 )
-        for value in self.r if isinstance(self.r, tuple) else (self.r or 0,):
-            check_count("r", value)
-        if self.inflection and not isinstance(self.r, int):
-            raise ConfigError("inflection shapes a constant r: give r as one int")
+        if self.speedup is not None:
+            self._set("speedup", as_number("speedup", self.speedup))
+            if self.speedup < 1:
+                raise ConfigError(f"speedup must be at least 1, got {self.speedup}: 1.4 is typical")
+        if isinstance(self.r, list | tuple):
+            self._set("r", tuple(as_count("r", value) for value in self.r))
+        elif self.r is not None:
+            self._set("r", as_count("r", self.r))
+
+    def _check_preset(self) -> None:
+        if self.preset is None:
+            return
+        if isinstance(self.preset, dict):
+            self._set("preset", Paper.from_dict(self.preset))
+        if not isinstance(self.preset, Paper):
+            raise ConfigError(f"preset must come from {_PAPER}, not {self.preset!r}")
+        fusion = self.preset.fusion
+        if self.speedup is not None or self.ratio is not None or self.collapse:
+            raise ConfigError(
+                "the paper's preset takes r alone: leave ratio, speedup, collapse out"
+            )
+        if self.method != "turbo" and fusion != "S1":
+            raise ConfigError(f"method={self.method!r} has no fusion: leave {fusion} out")
+        if self.method == "turbo" and (self.alpha is None) != (fusion == "S2"):
+            raise ConfigError("S1, S3 and S4 need a number for alpha, and S2 has none")
+
+    @property
+    def rule(self) -> Rule:
+        """How tokens are chosen."""
+        from turbovlm.maths.match import Rule
+        from turbovlm.maths.paper import fusion_score
+        from turbovlm.maths.score import find_score
+
+        paper = self.preset
+        score = find_score(self.method)
+        if paper is not None and self.method == "turbo":
+            score = fusion_score(paper.fusion, paper.beta, paper.gamma)
+        return Rule(score, self.alpha, self.seed, released_order=paper is not None)
+
+    @property
+    def schedule(self) -> Schedule:
+        """How many tokens go in which block; with ``speedup`` it depends on the model."""
+        from turbovlm.maths.schedule import Schedule
+
+        return Schedule(
+            self.r, self.ratio, self.inflection, self.min_tokens, self.preset is not None,
+            self.collapse,
+        )  # fmt: skip

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from turbovlm.config.base import Setting, check_alpha, check_choices, check_count, check_finite
-from turbovlm.config.merge import METHODS, Method
+from turbovlm.config.base import (
+    Setting,
+    as_alpha,
+    as_count,
+    as_number,
+    check_choices,
+    check_flag,
+    check_method,
+)
 from turbovlm.errors import ConfigError
 
+if TYPE_CHECKING:
+    from turbovlm.maths.match import Rule
+
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "method": METHODS,
     "destinations": ("grid", "bipartite"),
     "metric": ("sketch", "token", "key"),
     "plan": ("block", "module"),
@@ -38,9 +47,10 @@ class MergeRestore(Setting):
             UNet. 0 takes all of them.
         method: whose score chooses the tokens. ``"turbo"`` is the information degree
             ``R - alpha A``; ``"redundancy"`` is R, ``"semantics"`` is -A, and ``"random"``
-            chooses tokens and destinations by lot.
+            draws tokens and destinations; `turbovlm.score`
+            adds yours.
         alpha: weight of the semantic value. None, the default, fits each sample and
-            block: see `turbovlm.maths.information.alpha_for`.
+            block: see `turbovlm.maths.score.fitted_weight`.
         destinations: ``"grid"`` has one in every cell; ``"bipartite"`` is the paper's plain
             split into even and odd positions.
         cell: height and width of a cell of the grid, in tokens.
@@ -71,7 +81,7 @@ class MergeRestore(Setting):
     cross_attention: float | None = None
     feed_forward: float | None = None
     min_tokens: int = 0
-    method: Method = "turbo"
+    method: str = "turbo"
     alpha: float | None = None
     destinations: Literal["grid", "bipartite"] = "grid"
     cell: tuple[int, int] = (2, 2)
@@ -83,21 +93,32 @@ class MergeRestore(Setting):
 
     def __post_init__(self) -> None:
         check_choices(self, _CHOICES)
-        check_alpha(self.alpha)
-        check_count("min_tokens", self.min_tokens)
-        if not isinstance(self.proportional, bool):
-            raise ConfigError(f"proportional must be True or False, not {self.proportional!r}")
+        self._set("alpha", as_alpha(self.alpha))
+        check_method(self.method, {} if self.alpha is None else {"alpha": self.alpha})
+        self._set("min_tokens", as_count("min_tokens", self.min_tokens))
+        check_flag("proportional", self.proportional)
         if self.seed is not None:
-            check_count("seed", self.seed)
+            self._set("seed", as_count("seed", self.seed))
+            if self.seed >= 2**63:
+                raise ConfigError(f"seed must be below 2^63, got {self.seed}")
         self._check_cell()
-        parts = self.ratio if isinstance(self.ratio, tuple) else (self.ratio,)
-        if not parts:
-            raise ConfigError("ratio needs at least one value: MergeRestore(ratio=0.3)")
-        for part in parts:
-            self._check_ratio("ratio", part)
+        if isinstance(self.ratio, list | tuple):
+            if not self.ratio:
+                raise ConfigError("ratio needs at least one value: MergeRestore(ratio=0.3)")
+            self._set("ratio", tuple(self._as_ratio("ratio", part) for part in self.ratio))
+        else:
+            self._set("ratio", self._as_ratio("ratio", self.ratio))
         for name in MODULES:
             if getattr(self, name) is not None:
-                self._check_ratio(name, getattr(self, name))
+                self._set(name, self._as_ratio(name, getattr(self, name)))
+
+    @property
+    def rule(self) -> Rule:
+        """How tokens are chosen."""
+        from turbovlm.maths.match import Rule
+        from turbovlm.maths.score import find_score
+
+        return Rule(find_score(self.method), self.alpha, self.seed or 0)
 
     @property
     def most(self) -> float:
@@ -105,17 +126,16 @@ class MergeRestore(Setting):
         return 0.5 if self.destinations == "bipartite" else 1 - 1 / (self.cell[0] * self.cell[1])
 
     def _check_cell(self) -> None:
-        if not isinstance(self.cell, tuple) or len(self.cell) != 2:
+        cell = tuple(self.cell) if isinstance(self.cell, list) else self.cell
+        if not isinstance(cell, tuple) or len(cell) != 2:
             raise ConfigError(f"cell must be (height, width) in tokens, not {self.cell!r}")
-        for side in self.cell:
-            check_count("cell", side)
+        self._set("cell", tuple(as_count("cell", side) for side in cell))
         if self.cell[0] * self.cell[1] < 2:
             raise ConfigError(f"cell must hold at least two tokens, not {self.cell}: use (2, 2)")
 
-    def _check_ratio(self, name: str, value: object) -> None:
-        check_finite(name, value)
-        assert isinstance(value, int | float)
-        if not 0 <= value <= self.most:
+    def _as_ratio(self, name: str, value: object) -> float:
+        ratio = as_number(name, value)
+        if not 0 <= ratio <= self.most:
             fix = (
                 "a larger cell leaves more, e.g. cell=(4, 4)"
                 if self.destinations == "grid"
@@ -125,3 +145,4 @@ class MergeRestore(Setting):
                 f"{name} must be in [0, {self.most:.4g}], got {value}: every token that is merged "
                 f"needs a destination; {fix}"
             )
+        return ratio

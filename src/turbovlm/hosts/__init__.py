@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from turbovlm.hosts import diffusers, open_clip, refusals, text, timm, torchvision, transformers
-from turbovlm.plug.generation.row import Denoiser
-from turbovlm.plug.row import Row
+from turbovlm.plug.denoiser.row import Denoiser
+from turbovlm.plug.encoder.row import Row
 
 REFUSALS = refusals.REFUSALS
 _registered: list[Row] = []

@@ -1,6 +1,6 @@
 """diffusers: the transformer blocks of its denoisers."""
 
-from turbovlm.plug.generation.row import Denoiser
+from turbovlm.plug.denoiser.row import Denoiser
 
 _M = "diffusers.models"
 _UNETS = (

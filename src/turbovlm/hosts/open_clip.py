@@ -1,6 +1,9 @@
-"""Rows for open_clip's own vision transformer; its EVA and SigLIP towers are timm's."""
+"""Rows for open_clip's own vision transformer; its EVA and SigLIP towers are timm's.
 
-from turbovlm.plug.row import Row
+Average and attention pooling and CoCa's text decoder read all tokens.
+"""
+
+from turbovlm.plug.encoder.row import Row
 
 _TOWER = ("open_clip.transformer.VisionTransformer",)
 
@@ -10,7 +13,6 @@ ROWS = (
         _TOWER,
         attention=("attn", "ln_1"),
         mlp=("mlp", "ln_2"),
-        restore=True,  # average or attention pooling, and CoCa's text decoder
         example="ViT-B-32",
     ),
     Row(
@@ -18,7 +20,6 @@ ROWS = (
         _TOWER,
         attention=("attn", "ln_1", "ln_attn"),
         mlp=("mlp", "ln_2"),
-        restore=True,
         example="ViT-B-16-quickgelu",
     ),
 )

@@ -1,6 +1,6 @@
 """What is known and cannot be patched, with the reason that a user gets to read."""
 
-from turbovlm.plug.row import Refusal
+from turbovlm.plug.encoder.row import Refusal
 
 _TIMM = "timm.models"
 _HF = "transformers.models"
@@ -27,6 +27,7 @@ REFUSALS = (
             f"{_TIMM}.swin_transformer_v2.SwinTransformerV2",
             f"{_TIMM}.davit.DaVit",
             f"{_HF}.swin.modeling_swin.SwinModel",
+            f"{_HF}.swin.modeling_swin.SwinBackbone",
             f"{_HF}.swinv2.modeling_swinv2.Swinv2Model",
             f"{_HF}.donut.modeling_donut_swin.DonutSwinModel",
             f"{_HF}.florence2.modeling_florence2.Florence2VisionBackbone",

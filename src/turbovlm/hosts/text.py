@@ -6,7 +6,11 @@ average them, question encoders hand them on together with the mask.
 
 from typing import Any
 
-from turbovlm.plug.row import Row
+from turbovlm.plug.encoder.row import Reads, Row
+
+
+def _classifier(package: str, name: str) -> dict[str, Reads]:
+    return {f"transformers.models.{package}.modeling_{package}.{name}": "cls"}
 
 
 def _row(package: str, module: str, block: str, tower: str, **fields: Any) -> Row:
@@ -18,8 +22,8 @@ def _row(package: str, module: str, block: str, tower: str, **fields: Any) -> Ro
         mlp=("output", "intermediate"),
         post_norm=True,
         modality="text",
-        restore=True,
         mask="attention_mask",
+        padding=("attention_mask",),
         aside=("encoder_hidden_states", "encoder_attention_mask"),
         **fields,
     )
@@ -31,6 +35,7 @@ ROWS = (
         "bert",
         "BertLayer",
         "BertModel",
+        readers=_classifier("bert", "BertForSequenceClassification"),
         causal="config.is_decoder",
         example="sentence-transformers/all-MiniLM-L6-v2",
     ),
@@ -39,6 +44,7 @@ ROWS = (
         "roberta",
         "RobertaLayer",
         "RobertaModel",
+        readers=_classifier("roberta", "RobertaForSequenceClassification"),
         causal="config.is_decoder",
         example="FacebookAI/roberta-base",
     ),
@@ -50,12 +56,12 @@ ROWS = (
         causal="config.is_decoder",
         example="FacebookAI/xlm-roberta-base",
     ),
-    # whether it encodes or decodes is said at each call: a causal mask is refused there
     _row(
         "blip",
         "blip_text",
         "BlipTextLayer",
         "BlipTextModel",
+        decodes="is_decoder",
         example="Salesforce/blip-itm-base-coco",
     ),
 )

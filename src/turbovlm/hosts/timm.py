@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from turbovlm.plug.row import Row
+from turbovlm.plug.encoder.row import Row
 
 _TOWER: dict[str, Any] = {
     "attention": ("attn", "norm1"),
@@ -10,6 +10,7 @@ _TOWER: dict[str, Any] = {
     "prefix": "num_prefix_tokens",
     "cls": "cls_token",
     "pool": "global_pool",  # average and attention pooling read all patch tokens
+    "entries": ("forward_features",),
     "mask": "attn_mask",
 }
 _VIT = ("timm.models.vision_transformer.VisionTransformer",)

@@ -1,17 +1,22 @@
 """Rows for the vision towers of transformers, and for Whisper's encoder.
 
-The children of a block come under few sets of names; what differs is what reads the tower.
+The children of a block come under few sets of names; what differs is what reads the tower. All
+positions are given back unless a reader is known to do with fewer.
 """
 
 from typing import Any
 
-from turbovlm.plug.row import Row
+from turbovlm.plug.encoder.row import Reads, Row
 
 _CLIP = {"attention": ("self_attn", "layer_norm1"), "mlp": ("mlp", "layer_norm2")}
 _VIT = {"attention": ("attention", "layernorm_before"), "mlp": ("mlp", "layernorm_after")}
 _DINO = {"attention": ("attention", "norm1"), "mlp": ("mlp", "norm2")}
 _PATCHES = {"prefix": 0, "guide": "mean"}  # no cls token
-_PADDED = {"restore": True, **_PATCHES}  # padded patches, which the reader counts
+_PADDED = {"padding": ("patch_attention_mask",), **_PATCHES}
+
+
+def _readers(package: str, reads: Reads, *names: str) -> dict[str, Reads]:
+    return {f"transformers.models.{package}.modeling_{package}.{name}": reads for name in names}
 
 
 def _row(package: str, block: str, tower: str, **fields: Any) -> Row:
@@ -20,14 +25,33 @@ def _row(package: str, block: str, tower: str, **fields: Any) -> Row:
 
 
 ROWS = (
-    _row("vit", "ViTLayer", "ViTModel", **_VIT, example="google/vit-base-patch16-224"),
-    _row("vit_msn", "ViTMSNLayer", "ViTMSNModel", **_VIT, example="facebook/vit-msn-base"),
+    _row(
+        "vit",
+        "ViTLayer",
+        "ViTModel",
+        **_VIT,
+        readers=_readers("vit", "cls", "ViTForImageClassification"),
+        padding=("attention_mask",),
+        example="google/vit-base-patch16-224",
+    ),
+    _row(
+        "vit_msn",
+        "ViTMSNLayer",
+        "ViTMSNModel",
+        **_VIT,
+        readers=_readers("vit_msn", "cls", "ViTMSNForImageClassification"),
+        example="facebook/vit-msn-base",
+    ),
     _row(
         "deit",
         "DeiTLayer",
         "DeiTModel",
         **_VIT,
         prefix=2,  # cls and distillation token
+        readers=_readers(
+            "deit", "cls", "DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"
+        ),
+        padding=("attention_mask",),
         example="facebook/deit-base-distilled-patch16-224",
     ),
     _row(
@@ -35,7 +59,6 @@ ROWS = (
         "Dinov2Layer",
         "Dinov2Model",
         **_DINO,
-        restore=True,  # its classifier averages the patch tokens
         example="facebook/dinov2-base",
     ),
     _row(
@@ -44,7 +67,6 @@ ROWS = (
         "Dinov2WithRegistersModel",
         **_DINO,
         prefix=(1, "config.num_register_tokens"),
-        restore=True,
         example="facebook/dinov2-with-registers-base",
     ),
     _row(
@@ -53,7 +75,6 @@ ROWS = (
         "DINOv3ViTModel",
         **_DINO,
         prefix=(1, "config.num_register_tokens"),
-        restore=True,  # a backbone of dense tasks
         follow=("position_embeddings",),
         tables="attention.head_dim",
         example="facebook/dinov3-vitb16-pretrain-lvd1689m",
@@ -63,7 +84,7 @@ ROWS = (
         "CLIPEncoderLayer",
         "CLIPVisionModel",
         **_CLIP,
-        restore=True,  # read by token count or average (LLaVA, its own classifier)
+        readers=_readers("clip", "pooled", "CLIPModel", "CLIPVisionModelWithProjection"),
         example="openai/clip-vit-base-patch32",
     ),
     _row(
@@ -71,7 +92,9 @@ ROWS = (
         "MetaClip2EncoderLayer",
         "MetaClip2VisionModel",
         **_CLIP,
-        restore=True,
+        readers=_readers(
+            "metaclip_2", "pooled", "MetaClip2Model", "MetaClip2VisionModelWithProjection"
+        ),
         example="facebook/metaclip-2-worldwide-huge-quickgelu",
     ),
     _row(
@@ -79,7 +102,7 @@ ROWS = (
         "AltCLIPEncoderLayer",
         "AltCLIPVisionModel",
         **_CLIP,
-        restore=True,
+        readers=_readers("altclip", "pooled", "AltCLIPModel"),
         example="BAAI/AltCLIP",
     ),
     _row(
@@ -87,7 +110,7 @@ ROWS = (
         "ChineseCLIPVisionLayer",
         "ChineseCLIPVisionModel",
         **_CLIP,
-        restore=True,
+        readers=_readers("chinese_clip", "pooled", "ChineseCLIPModel"),
         example="OFA-Sys/chinese-clip-vit-base-patch16",
     ),
     _row(
@@ -96,7 +119,6 @@ ROWS = (
         "SiglipVisionModel",
         **_CLIP,
         **_PATCHES,
-        restore=True,  # its pooling head attends over all patch tokens
         example="google/siglip-base-patch16-224",
     ),
     _row(
@@ -104,7 +126,8 @@ ROWS = (
         "Siglip2EncoderLayer",
         "Siglip2VisionModel",
         **_CLIP,
-        **_PADDED,
+        **_PATCHES,
+        padding=("pixel_attention_mask",),
         example="google/siglip2-base-patch16-naflex",
     ),
     _row(
@@ -114,7 +137,6 @@ ROWS = (
         attention=("attention", "rms_norm1"),
         mlp=("ffn", "rms_norm2"),
         **_PATCHES,
-        restore=True,
         example="apple/aimv2-large-patch14-224",
     ),
     _row(
@@ -122,6 +144,16 @@ ROWS = (
         "BlipEncoderLayer",
         "BlipVisionModel",
         **_CLIP,
+        readers={
+            **_readers("blip", "pooled", "BlipModel"),
+            **_readers(
+                "blip",
+                "tokens",
+                "BlipForConditionalGeneration",
+                "BlipForQuestionAnswering",
+                "BlipForImageTextRetrieval",
+            ),
+        },
         example="Salesforce/blip-image-captioning-base",
     ),
     _row(
@@ -129,6 +161,14 @@ ROWS = (
         "Blip2EncoderLayer",
         "Blip2VisionModel",
         **_CLIP,
+        readers=_readers(
+            "blip_2",
+            "tokens",
+            "Blip2Model",
+            "Blip2ForConditionalGeneration",
+            "Blip2ForImageTextRetrieval",
+            "Blip2VisionModelWithProjection",
+        ),
         example="Salesforce/blip2-opt-2.7b",
     ),
     _row(
@@ -136,6 +176,9 @@ ROWS = (
         "InstructBlipEncoderLayer",
         "InstructBlipVisionModel",
         **_CLIP,
+        readers=_readers(
+            "instructblip", "tokens", "InstructBlipModel", "InstructBlipForConditionalGeneration"
+        ),
         example="Salesforce/instructblip-vicuna-7b",
     ),
     _row(
@@ -143,7 +186,6 @@ ROWS = (
         "InternVLVisionLayer",
         "InternVLVisionModel",
         **_VIT,
-        restore=True,  # pixel shuffle
         example="OpenGVLab/InternVL3-1B-hf",
     ),
     _row(
@@ -159,7 +201,7 @@ ROWS = (
         "Idefics3EncoderLayer",
         "Idefics3VisionTransformer",
         **_CLIP,
-        **_PADDED,  # pixel shuffle
+        **_PADDED,
         example="HuggingFaceM4/Idefics3-8B-Llama3",
     ),
     _row(
@@ -178,6 +220,7 @@ ROWS = (
         mlp=("fc2", "fc1", "final_layer_norm"),
         **_PATCHES,
         modality="audio",
+        readers=_readers("whisper", "tokens", "WhisperModel", "WhisperForConditionalGeneration"),
         example="openai/whisper-base",
     ),
 )

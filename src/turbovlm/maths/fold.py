@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from turbovlm.maths.information import COPY
-from turbovlm.maths.matching import Plan
-from turbovlm.maths.merging import size_bias, take
+from turbovlm.maths.match import Match, Rule, match
+from turbovlm.maths.merge import size_bias, take
+from turbovlm.maths.plan import Plan
+from turbovlm.maths.precision import full_precision
+from turbovlm.maths.score import COPY
+from turbovlm.maths.sets import Sets
+from turbovlm.maths.sketch import sketch
 
 RIDGE = 0.1
 """Of the fit of `Slope`, as a share of the mean variance of the directions."""
+
+TEMPERATURE = 0.1
+"""Of the softmax over cosines in the weighted restore; the paper names none."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +46,7 @@ class Slope:
     @classmethod
     def of(cls, fold: Fold, points: Tensor) -> Slope:
         """From where the tokens stand, ``(B, N, d)``, in fp32 or wider."""
-        device = points.device.type
-        full = nullcontext() if points.is_meta else torch.autocast(device, enabled=False)
-        with full:
+        with full_precision(points):
             kept = fold.merge(points)
             scale = kept.shape[1] ** -0.5
             centred = (kept - kept.mean(1, keepdim=True)) * scale
@@ -101,14 +106,15 @@ class Fold:
     slope: Slope | None = None
 
     @classmethod
-    def of(cls, plan: Plan, rank: Tensor) -> Fold:
-        """What follows from a plan; one sort of ``B N`` integers, and static shapes.
+    def of(cls, found: Match) -> Fold:
+        """What follows from a match; one sort of ``B N`` integers, and static shapes.
 
-        Args:
-            plan: what is merged.
-            rank: ``(B, N)`` where each survivor stands among the survivors.
+        With a runner-up restoring is weighted: the second best destination gives the share that
+        a softmax over the two cosines gives it.
         """
+        plan = found.plan
         batch, kept = plan.keep.shape
+        rank = found.rank - 1
         owner = rank.scatter(1, plan.source, plan.slot)
         first = torch.arange(batch, device=owner.device).unsqueeze(1) * kept
         rows = (owner + first).flatten()
@@ -117,7 +123,11 @@ class Fold:
         start = count.cumsum(0) - count
         group, order = rows.sort(stable=True)
         part = count.reciprocal()[group]
-        return cls(plan, owner, rows, order, start, count.view(batch, kept), part)
+        second = share = None
+        if found.second is not None and found.similar is not None:
+            second = rank.gather(1, found.second)
+            share = (found.similar / TEMPERATURE).softmax(-1)[..., 1:]
+        return cls(plan, owner, rows, order, start, count.view(batch, kept), part, second, share)
 
     def repeat(self, copies: int) -> Fold:
         """The same for a batch that is repeated ``copies`` times, a slope included."""
@@ -182,3 +192,33 @@ class Fold:
         mixed = first + (second - first) * self.share.to(y.dtype)
         place = self.plan.source.unsqueeze(-1).expand_as(mixed)
         return whole.scatter(1, place, mixed)
+
+
+def fold_tokens(
+    unit: Tensor,
+    value: Tensor | None,
+    r: int,
+    sets: Sets,
+    rule: Rule,
+    *,
+    block: int = 0,
+    share: float | Tensor = 1.0,
+    restore: Literal["linear", "copy", "weighted"] = "copy",
+) -> Fold:
+    """Match once and work out what merging and restoring need.
+
+    Args:
+        unit: ``(B, N, d)`` what similarity is measured on, see `match.unit_rows`.
+        value: semantic value A ``(B, N)``, or None where the score does not read it.
+        r: tokens to merge.
+        sets: source and destination sets.
+        rule: the score.
+        block: index of the block, from 0.
+        share: of the fitted weight that the guide deserves.
+        restore: a merged token gets back the ``"copy"`` of its destination, the ``"weighted"``
+            mean of its two best ones, or after feed-forward the copy and a ``"linear"`` term.
+    """
+    weighted = restore == "weighted"
+    found = match(unit, value, r, sets, rule, block, share=share, runner_up=weighted)
+    fold = Fold.of(found)
+    return replace(fold, slope=Slope.of(fold, sketch(unit))) if restore == "linear" else fold

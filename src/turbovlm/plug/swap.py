@@ -5,15 +5,25 @@ from __future__ import annotations
 import functools
 import inspect
 import types
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import nn
 
-from turbovlm.errors import UnsuitableBlock
+from turbovlm.errors import AlreadyApplied, UnsuitableBlock
+from turbovlm.plug.state import Patch
+
+_KEY = "turbo_site"
 
 
-class Stand(Protocol):
-    """Where a swapped module stands; its ``turbo_site``."""
+class Site(Protocol):
+    """What a swapped module knows of itself, as its ``turbo_site``."""
+
+    @property
+    def patch(self) -> Patch[Any, Any] | None:
+        """The patch that it belongs to; None for a swap that `turbovlm.remove` leaves alone."""
+        ...
 
     @property
     def host(self) -> type[nn.Module]:
@@ -21,55 +31,159 @@ class Stand(Protocol):
         ...
 
 
-def parameters_of(host: type[nn.Module]) -> tuple[str, ...]:
-    """Names of what the host's forward takes."""
-    _, *names = inspect.signature(host.forward).parameters
+@dataclass(frozen=True)
+class Swap:
+    """One module that shall change its class.
+
+    Attributes:
+        module: in the user's model.
+        mixin: goes in front of its class; ``super()`` is the host's own.
+        site: what the mixin finds as ``self.turbo_site``.
+        entries: methods beside ``forward`` that the mixin's ``turbo_enter(name, ...)`` wraps.
+    """
+
+    module: nn.Module
+    mixin: type[nn.Module]
+    site: Site
+    entries: tuple[str, ...] = ()
+
+
+def site_of(module: nn.Module) -> Any:
+    """The site of a swapped module, or None."""
+    return module.__dict__.get(_KEY)
+
+
+def patched(model: nn.Module) -> Iterator[nn.Module]:
+    """Every module inside ``model`` that belongs to a patch."""
+    return (m for m in model.modules() if getattr(site_of(m), "patch", None) is not None)
+
+
+def parameters_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of what a method of a host takes, after ``self``."""
+    _, *names = inspect.signature(function).parameters
     return tuple(names)
 
 
-def install(module: nn.Module, mixin: type[nn.Module], site: Stand) -> None:
-    """Put ``mixin`` in front of the module's own class; parameters and names stay.
+def install(swaps: Sequence[Swap]) -> None:
+    """All of them, or none: on any error every module is as it was.
+
+    Parameters and names stay, so `state_dict` and `named_modules` are the host's.
 
     Raises:
-        UnsuitableBlock: if something replaced the module's forward, so that a swap has no effect.
+        AlreadyApplied: if one is swapped already.
+        UnsuitableBlock: if something replaced a module's forward, so that a swap has no effect.
     """
-    _become(module, _turbo_class(mixin, site.host))
-    # not a submodule and not a parameter: state_dict and named_modules stay the host's
-    module.__dict__["turbo_site"] = site
+    for swap in swaps:
+        if site_of(swap.module) is not None:
+            raise AlreadyApplied("this model is patched already: turbovlm.remove(model) first")
+        _check_forward(swap.module)
+    done: list[nn.Module] = []
+    try:
+        for swap in swaps:
+            done.append(swap.module)
+            swap.module.__dict__[_KEY] = swap.site
+            _become(swap.module, _turbo_class(swap.mixin, swap.site.host, swap.entries))
+    except BaseException:
+        for module in done:
+            uninstall(module)
+        raise
 
 
 def uninstall(module: nn.Module) -> None:
-    """Exact inverse of `install`."""
-    _become(module, module.__dict__["turbo_site"].host)
-    del module.__dict__["turbo_site"]
+    """Inverse of `install` for one module: our class goes, wherever it stands in the order.
+
+    What other plug-ins put on top stays: classes derived from ours are made anew without it, and
+    forwards that call ours find the host's.
+    """
+    _become(module, _without(type(module)))
+    module.__dict__.pop(_KEY, None)
 
 
 @functools.cache
-def _turbo_class(mixin: type[nn.Module], host: type[nn.Module]) -> type[nn.Module]:
-    body = {"__module__": host.__module__, "__reduce_ex__": _reduce, "turbo_mixin": mixin}
+def _turbo_class(
+    mixin: type[nn.Module], host: type[nn.Module], entries: tuple[str, ...]
+) -> type[nn.Module]:
+    body: dict[str, Any] = {
+        "__module__": host.__module__,
+        "__qualname__": host.__qualname__,
+        "__doc__": host.__doc__,
+        "__reduce_ex__": _reduce,
+        "turbo_recipe": (mixin, host, entries),
+    }
+    body |= {name: _entry(name, getattr(host, name)) for name in entries if hasattr(host, name)}
     return type(host.__name__, (mixin, host), body)
 
 
-def _become(block: nn.Module, cls: type[nn.Module]) -> None:
-    """Change the class; a forward stored on the instance (accelerate's hooks do) follows."""
-    held = {k: v for k in ("forward", "_old_forward") if (v := vars(block).get(k)) is not None}
-    if "forward" in held and "_old_forward" not in held:
-        raise UnsuitableBlock(
-            f"{type(block).__name__}.forward was replaced on the instance by another plug-in: "
-            "remove that one first"
-        )
-    for name, function in held.items():
-        if getattr(function, "__func__", None) is type(block).forward:
-            vars(block)[name] = types.MethodType(cls.forward, block)
-    block.__class__ = cls
+def _entry(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The method ``name`` of a host, through the mixin's ``turbo_enter``."""
+
+    @functools.wraps(function)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if site_of(self) is None:  # removed, or made anew from a patched model's class
+            return function(self, *args, **kwargs)
+        return self.turbo_enter(name, function, args, kwargs)
+
+    return method
 
 
-def _reduce(block: Any, protocol: Any) -> Any:
+def _check_forward(module: nn.Module) -> None:
+    held = vars(module).get("forward")
+    if held is None or _is_own(held, type(module)) or "_old_forward" in vars(module):
+        return
+    raise UnsuitableBlock(
+        f"{type(module).__name__}.forward was replaced on the instance by another plug-in: take "
+        "that one off, turbovlm.apply first, then put it on again"
+    )
+
+
+def _is_own(function: Any, cls: type[nn.Module]) -> bool:
+    """Whether it is the class's own forward, bound: as good as not replaced at all."""
+    return getattr(function, "__func__", None) is cls.forward
+
+
+def _become(module: nn.Module, cls: type[nn.Module]) -> None:
+    """Change the class; a bound forward kept on the instance (accelerate's hooks do) follows."""
+    for name in ("forward", "_old_forward"):
+        if _is_own(vars(module).get(name), type(module)):
+            vars(module)[name] = types.MethodType(cls.forward, module)
+    module.__class__ = cls
+
+
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """The module's class without ours: what was made from a patched model's class has it too."""
+    return _without(type(module))
+
+
+def unpatched_forward(
+    module: nn.Module, mixin: type[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """The host's forward of a module that holds a mixin's method but no site.
+
+    It was removed while another plug-in kept the method, or made from a patched model's class.
+    """
+    order = type(module).__mro__
+    after = order[order.index(mixin) + 1 :] if mixin in order else order
+    return next(vars(c)["forward"] for c in after if "forward" in vars(c))(module, *args, **kwargs)
+
+
+def _without(cls: type[nn.Module]) -> type[nn.Module]:
+    """The class as it would be without our mixin among its bases."""
+    recipe = cls.__dict__.get("turbo_recipe")
+    if recipe is not None:
+        return recipe[1]
+    bases = tuple(_without(base) for base in cls.__bases__)
+    if bases == cls.__bases__:
+        return cls
+    body = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
+    return type(cls)(cls.__name__, bases, body)
+
+
+def _reduce(module: Any, protocol: Any) -> Any:
     """Pickle and deepcopy by the host's class, which can be imported; the swap is redone."""
-    return _rebuild, (block.turbo_mixin, block.turbo_site.host), block.__dict__
+    return _rebuild, module.turbo_recipe, module.__dict__
 
 
-def _rebuild(mixin: type[nn.Module], host: type[nn.Module]) -> nn.Module:
-    block = host.__new__(host)
-    block.__class__ = _turbo_class(mixin, host)
-    return block
+def _rebuild(mixin: type[nn.Module], host: type[nn.Module], entries: tuple[str, ...]) -> nn.Module:
+    module = host.__new__(host)
+    module.__class__ = _turbo_class(mixin, host, entries)
+    return module

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turbovlm.plug.row import Row
+from turbovlm.plug.encoder.row import Row
 from turbovlm.tasks.check import Check, TowerCheck
 
 

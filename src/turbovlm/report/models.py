@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from turbovlm.plug.generation.row import Denoiser
-from turbovlm.plug.row import Refusal, Row
+from turbovlm.plug.denoiser.row import Denoiser
+from turbovlm.plug.encoder.row import Refusal, Row
 
 DENOISER_HEADERS = ("denoiser", "merged and restored", "left alone", "example")
 HEADERS = ("library", "encoder", "tokens", "prefix", "guide", "output", "example")

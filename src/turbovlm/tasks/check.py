@@ -18,10 +18,10 @@ from turbovlm.config import Merge
 from turbovlm.errors import TurboError
 from turbovlm.maths.schedule import check_depth
 from turbovlm.measure.flops import flops
-from turbovlm.plug.apply import apply_rows, rehearse, restored_after
-from turbovlm.plug.draft import draft
-from turbovlm.plug.find import Tower, survey
-from turbovlm.plug.row import Row
+from turbovlm.plug.encoder.apply import apply_rows, rehearse, restored_after
+from turbovlm.plug.encoder.draft import draft
+from turbovlm.plug.encoder.find import Tower, survey
+from turbovlm.plug.encoder.row import Row
 from turbovlm.tasks.skeleton import Skeleton
 
 

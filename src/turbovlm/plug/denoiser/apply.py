@@ -1,0 +1,147 @@
+"""Put merge and restore into a pipeline or a denoiser, in place, and take them out again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from turbovlm.config import MergeRestore
+from turbovlm.errors import NothingToPatch, UnknownArchitecture
+from turbovlm.plug.denoiser.guide import is_cross
+from turbovlm.plug.denoiser.module import TurboDenoiser, TurboEntry, TurboModule, TurboWhole
+from turbovlm.plug.denoiser.row import Denoiser
+from turbovlm.plug.denoiser.state import DenoiserPatch, Kind, ModuleSite, PlainSite
+from turbovlm.plug.denoiser.visible import check_visible
+from turbovlm.plug.encoder.row import is_named
+from turbovlm.plug.swap import Swap, parameters_of, plain_class
+
+_BESIDE = "controlnet"  # steers a denoiser that a pipeline holds too; give it to apply by itself
+
+
+def denoisers(model: Any, rows: Sequence[Denoiser]) -> dict[str, nn.Module]:
+    """The denoisers in a pipeline or a module that the rows know, by name."""
+    if isinstance(model, nn.Module):
+        parts: Mapping[str, Any] = {"": model}
+    else:
+        parts = {n: p for n, p in components(model).items() if not n.startswith(_BESIDE)}
+    roots = tuple(name for row in rows for name in row.roots)
+    return {
+        ".".join(filter(None, (part, name))): module
+        for part, owner in parts.items()
+        if isinstance(owner, nn.Module)
+        for name, module in owner.named_modules()
+        if is_named(module, roots)
+    }
+
+
+def components(model: Any) -> dict[str, Any]:
+    """The parts of a diffusers pipeline; none for anything else."""
+    parts = getattr(model, "components", None)
+    return dict(parts) if isinstance(parts, Mapping) else {}
+
+
+def patches_of(model: Any) -> tuple[DenoiserPatch, ...]:
+    """The patches inside ``model``, one per denoiser."""
+    owners = [model] if isinstance(model, nn.Module) else list(components(model).values())
+    return tuple(
+        m.turbo_site.patch
+        for owner in owners
+        if isinstance(owner, nn.Module)
+        for m in owner.modules()
+        if isinstance(m, TurboDenoiser)
+    )
+
+
+def plan_swaps(model: Any, config: MergeRestore, rows: Sequence[Denoiser]) -> list[Swap]:
+    """The swaps that patch every denoiser of ``model``; nothing is changed.
+
+    Raises:
+        UnknownArchitecture: if no row knows a denoiser in it.
+        NothingToPatch: if a denoiser holds no block of a row.
+        UnseenAttention: if merged tokens should count in an attention that hides its logits.
+    """
+    roots = denoisers(model, rows)
+    if not roots:
+        raise UnknownArchitecture(_unknown(model, rows))
+    return [swap for name, root in roots.items() for swap in _plan(name, root, config, rows)]
+
+
+def _plan(
+    title: str, root: nn.Module, config: MergeRestore, rows: Sequence[Denoiser]
+) -> Iterator[Swap]:
+    own = [row for row in rows if is_named(root, row.roots)]
+    patch = DenoiserPatch(own[0], config)
+    yield Swap(root, TurboDenoiser, _plain(patch, root))
+    number = 0
+    for name, block in root.named_modules():
+        row = next((row for row in own if is_named(block, (row.block,))), None)
+        if row is None:
+            continue
+        yield from _block(patch, row, name, block, number)
+        number += 1
+    if not number:
+        raise NothingToPatch(
+            f"{title or 'the model'} ({type(root).__name__}) has no {_names(own)}: a UNet without "
+            "cross-attention has nothing that can be merged and restored"
+        )
+
+
+def _plain(patch: DenoiserPatch, module: nn.Module) -> PlainSite:
+    host = plain_class(module)
+    return PlainSite(patch, host, parameters_of(host.forward))
+
+
+def _block(
+    patch: DenoiserPatch, row: Denoiser, name: str, block: nn.Module, number: int
+) -> Iterator[Swap]:
+    attentions = [m for n in row.attention if (m := getattr(block, n, None)) is not None]
+    if row.whole:
+        site = _site(patch, row, name, "whole", number, attentions[0], block)
+        yield Swap(block, TurboWhole, site)
+        return
+    yield Swap(block, TurboEntry, _plain(patch, block))
+    for child in (*row.attention, *row.feed_forward):
+        module = getattr(block, child, None)
+        if module is None:
+            continue
+        kind: Kind = "feed_forward"
+        if child in row.attention:
+            kind = "cross_attention" if is_cross(module) else "self_attention"
+        site = _site(patch, row, f"{name}.{child}", kind, number, attentions[0], module)
+        yield Swap(module, TurboModule, site)
+
+
+def _site(
+    patch: DenoiserPatch,
+    row: Denoiser,
+    name: str,
+    kind: Kind,
+    number: int,
+    attention: nn.Module,
+    module: nn.Module,
+) -> ModuleSite:
+    host, config = plain_class(module), patch.config
+    if config.proportional and kind in ("self_attention", "whole") and config.self_attention != 0:
+        check_visible(module if kind == "self_attention" else attention, name)
+    return ModuleSite(patch, host, parameters_of(host.forward), name, kind, number, attention, row)
+
+
+def _unknown(model: Any, rows: Sequence[Denoiser]) -> str:
+    known = sorted({root.rsplit(".", 1)[-1] for row in rows for root in row.roots})
+    if isinstance(model, nn.Module):
+        subject = type(model).__name__
+    elif parts := components(model):
+        inside = ", ".join(type(p).__name__ for p in parts.values() if isinstance(p, nn.Module))
+        subject = f"{type(model).__name__} (it holds {inside or 'no model'})"
+    else:
+        subject = type(model).__name__
+    return (
+        f"no denoiser that merge and restore know in {subject}: known are {', '.join(known)}; for "
+        "an encoder use turbovlm.Merge"
+    )
+
+
+def _names(rows: Sequence[Denoiser]) -> str:
+    return " or ".join(row.block.rsplit(".", 1)[-1] for row in rows)

@@ -1,0 +1,191 @@
+"""The classes mixed in front of a denoiser, its blocks and its modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from turbovlm.errors import UnsupportedInput
+from turbovlm.maths.fold import Fold
+from turbovlm.plug.denoiser.state import ModuleSite, PlainSite
+from turbovlm.plug.denoiser.visible import counting
+from turbovlm.plug.encoder.arguments import bind
+from turbovlm.plug.swap import unpatched_forward
+
+TEXT = "encoder_hidden_states"
+
+
+class TurboDenoiser(nn.Module):
+    """Opens the state of one forward and closes it again."""
+
+    turbo_site: PlainSite
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The host's own forward; what it takes and returns is the host's."""
+        site = self.__dict__.get("turbo_site")
+        if site is None:
+            return unpatched_forward(self, TurboDenoiser, args, kwargs)
+        patch = site.patch
+        call = patch.call_of(self, bind(site.names, args, kwargs))
+        before = patch.begin(call)
+        try:
+            out = super().forward(*args, **kwargs)
+        finally:
+            patch.end(before)
+        if patch.recorders:
+            patch.record(tuple(call.moves))
+        return out
+
+
+class TurboEntry(nn.Module):
+    """A block whose incoming tokens measure similarity, and what the prompt has changed."""
+
+    turbo_site: PlainSite
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The host's own forward."""
+        site = self.__dict__.get("turbo_site")
+        if site is None:
+            return unpatched_forward(self, TurboEntry, args, kwargs)
+        x = bind(site.names, args, kwargs)[site.names[0]]
+        patch = site.patch
+        call, again = patch.enter_block(x)
+        before = patch.begin(call) if again else None
+        call.block = x
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            if again:
+                patch.end(before)
+
+
+class TurboModule(nn.Module):
+    """An attention or feed-forward module ``f`` as ``restore(f(merge(x)))`` (Eq. 14)."""
+
+    turbo_site: ModuleSite
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the host's module takes and returns, tokens ``(B, N, C)`` first.
+
+        Raises:
+            UnsupportedInput: for a mask laid out along the visual tokens.
+            UnseenAttention: for an attention kernel that hides its logits.
+        """
+        site = self.__dict__.get("turbo_site")
+        if site is None:
+            return unpatched_forward(self, TurboModule, args, kwargs)
+        given = bind(site.names, args, kwargs)
+        x, text = given.pop(site.names[0]), given.get(TEXT)
+        fold = site.patch.fold(site, self, x, text)
+        if fold is None:
+            return super().forward(*args, **kwargs)
+        _check_masks(site, given)
+        out = _run(site, super().forward, fold, fold.merge(x), given)
+        pointwise = site.kind == "feed_forward"
+        if isinstance(out, tuple):  # a joint attention returns the prompt's tokens beside them
+            return (fold.restore(out[0], pointwise), *out[1:])
+        return fold.restore(out, pointwise)
+
+
+class TurboWhole(nn.Module):
+    """A block with parallel branches, merged before and restored after less its residual."""
+
+    turbo_site: ModuleSite
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the host's block takes and returns: visual tokens first, then the prompt's."""
+        site = self.__dict__.get("turbo_site")
+        if site is None:
+            return unpatched_forward(self, TurboWhole, args, kwargs)
+        given = bind(site.names, args, kwargs)
+        x = given.pop(site.names[0])
+        fold = site.patch.fold(site, self, x, None)
+        if fold is None:
+            return super().forward(*args, **kwargs)
+        merged = fold.merge(x)
+        text, y = _run(site, super().forward, fold, merged, given)
+        return text, x + fold.restore(y - merged, pointwise=True)
+
+
+def _run(
+    site: ModuleSite,
+    host: Callable[..., Any],
+    fold: Fold,
+    merged: Tensor,
+    given: dict[str, Any],
+) -> Any:
+    """The host's forward on the survivors ``(B, N - r, C)``, and on what else it was given."""
+    attends = site.kind in ("self_attention", "whole")
+    text = given.get(TEXT) if attends else None
+    joined = 0 if text is None else text.shape[1]
+
+    def open_for(first: int, last: int) -> AbstractContextManager[Any]:
+        if not (attends and site.patch.config.proportional):
+            return nullcontext()
+        heads: Any = site.attention.heads
+        return counting(fold.bias[first:last], joined, site.row.prompt_first, heads, site.name)
+
+    tables = [name for name in site.row.follow if given.get(name) is not None]
+    if not tables:
+        with open_for(0, len(merged)):
+            return host(merged, **given)
+    # rotary tables have no batch dimension: samples that keep other tokens go one by one
+    own = _follow(fold, given, tables, joined)
+    parts, batch = [], len(merged)
+    for i in range(batch):
+        with open_for(i, i + 1):
+            parts.append(host(merged[i : i + 1], **_sample(given, i, batch), **own[i]))
+    return _joined(parts)
+
+
+def _check_masks(site: ModuleSite, given: dict[str, Any]) -> None:
+    if site.kind == "self_attention" and given.get("attention_mask") is not None:
+        raise UnsupportedInput(
+            f"{site.name} got an attention mask along the visual tokens, which cannot follow a "
+            "merge: leave it out, or set self_attention=0"
+        )
+    if given.get("ip_adapter_masks") is not None:
+        raise UnsupportedInput(
+            f"{site.name} got masks of an IP-Adapter along the visual tokens, which cannot follow "
+            "a merge: leave them out, or set cross_attention=0"
+        )
+
+
+def _follow(
+    fold: Fold, given: dict[str, Any], tables: list[str], text: int
+) -> list[dict[str, Any]]:
+    """Per sample, the rows of each table of the prompt and of the survivors."""
+    own = []
+    for keep in fold.plan.keep:
+        rows = torch.cat([torch.arange(text, device=keep.device), keep + text])
+        own.append(
+            {
+                name: tuple(t[rows] for t in given[name])
+                if isinstance(given[name], tuple)
+                else given[name][rows]
+                for name in tables
+            }
+        )
+    for name in tables:
+        given.pop(name)
+    return own
+
+
+def _sample(given: dict[str, Any], index: int, batch: int) -> dict[str, Any]:
+    """The arguments of one sample; what has no batch dimension is everybody's."""
+    return {
+        name: value[index : index + 1]
+        if isinstance(value, Tensor) and value.dim() and value.shape[0] == batch
+        else value
+        for name, value in given.items()
+    }
+
+
+def _joined(parts: list[Any]) -> Any:
+    if isinstance(parts[0], tuple):
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    return torch.cat(parts)

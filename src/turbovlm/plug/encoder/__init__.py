@@ -1,0 +1,1 @@
+"""How merging enters an encoder: each block in two halves, with the merge between them."""

@@ -1,0 +1,136 @@
+"""What `turbovlm.Merge` changes in a model: the swaps of its towers and blocks, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from torch import nn
+
+from turbovlm.config import Merge
+from turbovlm.errors import ConfigError
+from turbovlm.maths.schedule import check_depth
+from turbovlm.maths.speedup import BlockCost
+from turbovlm.plug.encoder.block import BlockSite, TurboBlock
+from turbovlm.plug.encoder.find import Tower, find_towers
+from turbovlm.plug.encoder.row import Refusal, Row
+from turbovlm.plug.encoder.selfcheck import attention_extras, check_block
+from turbovlm.plug.encoder.state import EncoderPatch
+from turbovlm.plug.encoder.tower import TowerSite, TurboTower
+from turbovlm.plug.swap import Swap, parameters_of, plain_class, site_of
+from turbovlm.plug.twin import device_of, probe, twin_of
+
+
+def plan_swaps(
+    model: nn.Module, config: Merge, rows: Sequence[Row], refusals: Sequence[Refusal] = ()
+) -> list[Swap]:
+    """The swaps that patch every tower of ``model`` that a row describes; nothing is changed.
+
+    A model that has a method ``check_merge(config)`` may refuse a setting (MiniGPT-v2 joins four
+    tokens, and what is left must divide).
+
+    Raises:
+        ConfigError, UnknownArchitecture, NothingToPatch, UnsuitableBlock, UnseenAttention: see
+        `turbovlm.errors`.
+    """
+    towers = find_towers(model, rows, refusals)
+    for tower in towers:
+        if config.speedup is None:
+            check_depth(config.schedule, len(tower.blocks))
+        if config.collapse:
+            _check_collapse(tower)
+    for module in model.modules():
+        if hasattr(type(module), "check_merge"):
+            cast(Any, module).check_merge(config)
+    return [swap for tower in towers for swap in _swaps(tower, config)]
+
+
+def patches_of(model: nn.Module) -> tuple[EncoderPatch, ...]:
+    """The patches inside ``model``, one per patched tower, in order."""
+    found = {
+        id(site.patch): site.patch
+        for m in model.modules()
+        if isinstance(site := site_of(m), BlockSite | TowerSite)
+    }
+    return tuple(found.values())
+
+
+def rehearse(tower: Tower, config: Merge) -> None:
+    """The self-check of `plan_swaps`, for one tower on any device, the meta device too.
+
+    Raises:
+        UnsuitableBlock, UnseenAttention: as `turbovlm.apply` would.
+    """
+    _check(tower, _patch_of(tower, config))
+
+
+def _check_collapse(tower: Tower) -> None:
+    row, title = tower.row, type(tower.module).__name__
+    if row.guide_of(tower.module) != "cls" or not row.prefix_of(tower.module):
+        raise ConfigError(
+            f"collapse keeps the cls token alone and {title} has none: leave collapse out"
+        )
+    if tower.reads not in ("cls", "pooled"):
+        raise ConfigError(
+            f"collapse leaves one patch token, and what reads {title} is not known to read cls "
+            "alone: leave collapse out"
+        )
+
+
+def _patch_of(tower: Tower, config: Merge) -> EncoderPatch:
+    row, first = tower.row, tower.blocks[0]
+    prefix = row.prefix_of(tower.module)
+    return EncoderPatch(
+        row,
+        config,
+        depth=len(tower.blocks),
+        prefix=prefix,
+        guide=row.guide_of(tower.module),
+        last=tower.reads in ("all", "pooled"),
+        around=tower.around,
+        extras=attention_extras(first, row, prefix),
+        cost=_cost(first, row),
+    )
+
+
+def _swaps(tower: Tower, config: Merge) -> list[Swap]:
+    patch = _patch_of(tower, config)
+    _check(tower, patch)
+    places: dict[int, list[int]] = {}
+    for layer, block in enumerate(tower.blocks):
+        places.setdefault(id(block), []).append(layer)
+    host = plain_class(tower.module)
+    entries = tuple(n for n in ("forward", *tower.row.entries) if hasattr(host, n))
+    names = {name: parameters_of(getattr(host, name)) for name in entries}
+    swaps = [Swap(tower.module, TurboTower, TowerSite(patch, host, names), entries)]
+    for block in {id(b): b for b in tower.blocks}.values():
+        kind = plain_class(block)
+        site = BlockSite(patch, tuple(places[id(block)]), kind, parameters_of(kind.forward))
+        swaps.append(Swap(block, TurboBlock, site))
+    return swaps
+
+
+def _check(tower: Tower, patch: EncoderPatch) -> None:
+    """The self-check on one block of each class."""
+    for block in {plain_class(b): b for b in reversed(tower.blocks)}.values():
+        check_block(block, patch)
+
+
+def _cost(block: nn.Module, row: Row) -> BlockCost:
+    """What a block costs, from the shapes of its weights."""
+
+    def weights(names: tuple[str, ...]) -> int:
+        children = (getattr(block, name, None) for name in names)
+        return sum(
+            p.numel() for c in children if c is not None for p in c.parameters() if p.dim() == 2
+        )
+
+    twin = twin_of(block, plain_class(block), device_of(block))
+    x = probe(twin, 1)
+    device = device_of(block)
+    return BlockCost(
+        weights(row.attention),
+        weights(row.mlp),
+        0 if x is None else x.shape[-1],
+        few=device.type in ("cuda", "hip"),
+    )

@@ -1,0 +1,233 @@
+"""Half blocks: the host's own forward runs twice, each time with one branch muted.
+
+First half ``y = x + attention(x)`` with the MLP branch muted; then the merge; then the second
+half ``y + mlp(y)`` with the attention branch muted. Layer scale, drop path, clamps, arguments and
+return types stay the host's, and no forward is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from turbovlm.errors import UnseenAttention, UnsupportedInput
+from turbovlm.maths.match import Padding, match, unit_rows
+from turbovlm.maths.merge import merge
+from turbovlm.maths.plan import Plan, collapsed
+from turbovlm.maths.schedule import removed_each
+from turbovlm.maths.sets import EvenOdd
+from turbovlm.plug.attention import Attention
+from turbovlm.plug.encoder.arguments import along, bind, real_tokens
+from turbovlm.plug.encoder.readers import watched
+from turbovlm.plug.encoder.state import EncoderCall, EncoderPatch
+from turbovlm.plug.encoder.tokens import Tokens
+from turbovlm.plug.swap import unpatched_forward
+
+
+@dataclass(frozen=True)
+class BlockSite:
+    """Where a block stands: its tower's patch, its layers, the class it had, its arguments."""
+
+    patch: EncoderPatch
+    layers: tuple[int, ...]
+    host: type[nn.Module]
+    names: tuple[str, ...]
+
+
+class TurboBlock(nn.Module):
+    """Mixed in front of the host's block class; ``super().forward`` is the host's own."""
+
+    turbo_site: BlockSite
+
+    def __getattr__(self, name: str) -> Any:
+        """A child of the block, or its stand-in while its branch is muted."""
+        site = self.__dict__.get("turbo_site")
+        if site is not None:
+            call = site.patch.current()
+            if call is not None and call.muted is not None and name in call.muted:
+                return call.muted[name]
+        return super().__getattr__(name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The host's block with a merge between its two branches.
+
+        Args:
+            *args: what the host's block takes; tokens ``(B, N, C)`` first.
+            **kwargs: likewise.
+
+        Returns:
+            ``(B, N - r, C)``; ``(B, N0, C)`` from a block after which all positions are read.
+
+        Raises:
+            UnsupportedInput: for a mask or table laid out along tokens that the row does not
+                name, or a mask that is not known to mark padding.
+            UnseenAttention: if the attention kernel hides its inputs.
+        """
+        site = self.__dict__.get("turbo_site")
+        if site is None:
+            return unpatched_forward(self, TurboBlock, args, kwargs)
+        patch = site.patch
+        given = bind(site.names, args, kwargs)
+        x = given.pop(site.names[0])
+        if isinstance(x, torch.fx.Proxy):
+            raise UnsupportedInput(
+                "a model that turbovlm patched cannot be traced by torch.fx (torchvision's "
+                "create_feature_extractor): read features with forward hooks, or "
+                "turbovlm.remove(model) first"
+            )
+        training = self.training or torch.is_grad_enabled()
+        call, layer = patch.enter(site.layers, x, training)
+        alone = not (call.declared or torch.compiler.is_compiling())
+        before = patch.begin(call) if alone else None
+        try:
+            y = _forward(self, super().forward, patch, call, layer, x, given)
+        finally:
+            if alone:
+                patch.end(before)
+        patch.leave(layer, call, y)
+        return y
+
+
+Host = Callable[..., Tensor]
+
+
+def _forward(
+    block: TurboBlock, host: Host, patch: EncoderPatch, call: EncoderCall, layer: int, x: Tensor,
+    given: dict[str, Any],
+) -> Tensor:  # fmt: skip
+    """One block: the host's forward whole, whole with sizes, or in halves with a merge between."""
+    tokens = call.tokens
+    length = x.shape[1] if tokens is None else tokens.length
+    r = patch.amount(layer, call.start or length, length)
+    if tokens is None and r == 0:
+        if patch.recorders:
+            call.plans.append(None)
+        return host(x, **given)
+    if tokens is None:
+        tokens = _first_tokens(patch, call, x, given)
+        full = tokens.order is not None
+    else:
+        full = call.full
+    if full:
+        x = tokens.select(x)
+    along(patch.row, tokens, patch.prefix, given)
+    plan = None
+    if r == 0:
+        with Attention(tokens.bias) as seen:
+            y = host(x, **given)
+        check_seen(seen)
+    else:
+        y, plan, tokens = _merging(host, patch, call, layer, x, r, tokens, given)
+    call.tokens = tokens
+    if patch.recorders:
+        call.plans.append(plan)
+    call.full = restores(patch, call, layer, block)
+    return tokens.restore(y) if call.full else y
+
+
+def _first_tokens(
+    patch: EncoderPatch, call: EncoderCall, x: Tensor, given: dict[str, Any]
+) -> Tokens:
+    """Sizes before the first merge: those of padding are 0."""
+    if call.reading.decodes:
+        raise UnsupportedInput(
+            "this call is causal (a decoder), where tokens cannot be merged: turbovlm.remove(model)"
+        )
+    mask = given.get(patch.row.mask or "")
+    real = real_tokens(mask, x.shape[0], call.reading.padding)
+    if real is None:
+        return Tokens(x.shape[1])
+    if patch.rule.released_order:
+        raise UnsupportedInput(
+            "the paper's preset (Merge.paper) knows no padding: give samples of one length, or use "
+            "Merge"
+        )
+    return Tokens.padded(real, patch.prefix)
+
+
+def _merging(
+    host: Host, patch: EncoderPatch, call: EncoderCall, layer: int, x: Tensor, r: int,
+    tokens: Tokens, given: dict[str, Any],
+) -> tuple[Tensor, Plan, Tokens]:  # fmt: skip
+    schedule = patch.schedule(tokens.start)
+    collapses = schedule.collapses(layer, patch.depth)
+    y, seen = first_half(
+        host,
+        call,
+        patch,
+        Attention(tokens.bias, None if collapses else patch.look(tokens)),
+        x,
+        given,
+    )
+    padding = None
+    if tokens.count is not None:
+        own = removed_each(schedule, layer, patch.depth, tokens.count, patch.prefix)
+        padding = Padding(tokens.count, own)
+    batch, length = y.shape[:2]
+    if collapses:
+        plan = collapsed(batch, length, patch.prefix, y.device)
+    else:
+        assert seen.metric is not None
+        plan = match(
+            unit_rows(seen.metric),
+            seen.value,
+            r,
+            EvenOdd(length, patch.prefix),
+            patch.rule,
+            layer,
+            share=patch.share,
+            padding=padding,
+        ).plan
+    y, size = merge(y, tokens.size, plan)
+    tokens = tokens.after(plan, size, None if padding is None else padding.removed)
+    return second_half(host, call, patch, y, given), plan, tokens
+
+
+def first_half(
+    host: Host, call: EncoderCall, patch: EncoderPatch, attention: Attention, x: Tensor,
+    given: dict[str, Any],
+) -> tuple[Tensor, Attention]:  # fmt: skip
+    """``x + attention(x)`` ``(B, N, C)``, and what was seen of the attention."""
+    call.muted = patch.mlp_muted
+    try:
+        with attention:
+            y = host(x, **given)
+    finally:
+        call.muted = None
+    check_seen(attention)
+    return y, attention
+
+
+def second_half(
+    host: Host, call: EncoderCall, patch: EncoderPatch, y: Tensor, given: dict[str, Any]
+) -> Tensor:
+    """``y + mlp(y)`` ``(B, N, C)``."""
+    call.muted = patch.attention_muted
+    try:
+        return host(y, **given)
+    finally:
+        call.muted = None
+
+
+def restores(patch: EncoderPatch, call: EncoderCall, layer: int, block: nn.Module) -> bool:
+    """Whether all positions are read after this block."""
+    reading = call.reading
+    return (
+        reading.every
+        or layer in reading.layers
+        or (reading.last and layer == patch.depth - 1)
+        or bool(block._forward_hooks and watched(block))
+    )
+
+
+def check_seen(attention: Attention) -> None:
+    """Raise `UnseenAttention` where no attention was computed while the mode was open."""
+    if attention.calls == 0:
+        raise UnseenAttention(
+            "no attention computation was seen in the block: its kernel hides the keys; load the "
+            "model with attn_implementation='sdpa' (transformers) or fused_attn (timm)"
+        )

@@ -1,0 +1,236 @@
+"""A patched tower: what never changes while it is applied, and the call of a running forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from turbovlm.errors import TurboError, UnsupportedInput
+from turbovlm.maths.plan import Plan
+from turbovlm.maths.schedule import Schedule, removed
+from turbovlm.maths.score import MEAN_WEIGHT
+from turbovlm.maths.speedup import BlockCost, schedule_for
+from turbovlm.plug.attention import Look, Metric
+from turbovlm.plug.encoder.mute import stand_ins
+from turbovlm.plug.encoder.tokens import Tokens
+from turbovlm.plug.encoder.trace import Trace
+from turbovlm.plug.state import Patch
+from turbovlm.plug.torch_private import in_backward
+
+if TYPE_CHECKING:
+    from turbovlm.config import Merge
+    from turbovlm.plug.encoder.row import Guide, Row
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read of a forward, and what is known of its arguments.
+
+    Attributes:
+        every: after every block all positions are needed.
+        layers: after these blocks they are.
+        last: after the last one they are.
+        padding: the masks of the blocks are made of a padding mask.
+        decodes: this call is causal.
+    """
+
+    every: bool = False
+    layers: frozenset[int] = frozenset()
+    last: bool = True
+    padding: bool = False
+    decodes: bool = False
+
+
+UNDECLARED = Reading(every=True)
+"""Blocks that run outside a forward of their tower: who reads them is not known."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What gradient checkpointing needs to run a block again."""
+
+    tokens: Tokens | None
+    full: bool
+    reading: Reading
+    plans: tuple[Plan | None, ...]
+
+
+class EncoderCall:
+    """The state of one forward through one tower.
+
+    Attributes:
+        reading: who reads what.
+        declared: whether the tower's own forward runs, which ends the call.
+        muted: stand-ins for children of the running block, while one branch is muted.
+        tokens: what is known of the tokens that enter the running block; None before a merge.
+        full: whether the block before handed on all positions although there were merges.
+        plans: one per finished block, when recording.
+        start: tokens at the first block; None before it.
+        done: the last block that finished.
+    """
+
+    def __init__(self, reading: Reading, declared: bool) -> None:
+        self.reading, self.declared = reading, declared
+        self.muted: dict[str, nn.Module] | None = None
+        self.tokens: Tokens | None = None
+        self.full = False
+        self.plans: list[Plan | None] = []
+        self.start: int | None = None
+        self.done = -1
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What is known now, for when this is needed again."""
+        return Snapshot(self.tokens, self.full, self.reading, tuple(self.plans))
+
+
+class EncoderPatch(Patch[EncoderCall, Snapshot]):
+    """One patched tower.
+
+    Args:
+        row: what is known of the tower.
+        config: what to merge.
+        depth: number of blocks.
+        prefix: number of prefix tokens.
+        guide: what supplies the semantic value.
+        last: whether all positions are needed after the last block.
+        around: whether a reader around the tower said so, whichever of its methods runs.
+        extras: what the attention module returns beside its tensor, see `mute.Zero`.
+        cost: of a block, for ``Merge(speedup=...)``.
+    """
+
+    def __init__(
+        self, row: Row, config: Merge, *, depth: int, prefix: int, guide: Guide, last: bool,
+        around: bool, extras: int | None, cost: BlockCost,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.row, self.config, self.depth, self.prefix = row, config, depth, prefix
+        self.last, self.around, self.cost = last, around, cost
+        self.rule = config.rule
+        self.guide: Guide | None = guide if self.rule.reads_value else None
+        self.share = MEAN_WEIGHT if guide == "mean" else 1.0
+        self.metric: Metric = "key" if config.preset is None else config.preset.metric
+        self.attention_muted, self.mlp_muted = stand_ins(
+            row.attention, row.mlp, extras, row.post_norm
+        )
+        self._schedules: dict[int, Schedule] = {}
+        self._fixed = None if config.speedup is not None else config.schedule
+
+    def schedule(self, start: int) -> Schedule:
+        """How many tokens go in which block, for sequences that start with this many."""
+        if self._fixed is not None:
+            return self._fixed
+        assert self.config.speedup is not None
+        found = self._schedules.get(start)
+        if found is None:
+            wanted = self.config.speedup
+            amounts = schedule_for(wanted, start, self.prefix, self.depth, self.cost)
+            found = Schedule(amounts, min_tokens=self.config.min_tokens)
+            self._schedules[start] = found
+        return found
+
+    def amount(self, layer: int, start: int, tokens: int) -> int:
+        """r of this block for this length."""
+        return removed(self.schedule(start), layer, self.depth, tokens, self.prefix)
+
+    def look(self, tokens: Tokens | None) -> Look:
+        """What matching needs to see of the attention of these tokens."""
+        return Look(self.metric, self.guide, None if tokens is None else tokens.real)
+
+    def enter(self, layers: tuple[int, ...], x: Tensor, training: bool) -> tuple[EncoderCall, int]:
+        """The call that a block with input ``x`` ``(B, N, C)`` belongs to, and its layer.
+
+        Args:
+            layers: where the block stands; more than one where it is used again.
+            x: its input.
+            training: whether gradient checkpointing may run it again.
+        """
+        call = self.current()
+        if call is not None and (call.declared or layers[0] > 0):
+            layer = next((n for n in layers if n > call.done), layers[0])
+            self._check(layer, call, x)
+            if training and not torch.compiler.is_compiling():
+                self.memory.keep(x, call.snapshot)
+            return call, layer
+        call = EncoderCall(UNDECLARED, declared=False)
+        if torch.compiler.is_compiling():
+            self.traced = call  # a trace runs the blocks in order
+        else:
+            self._recall(call, layers[0], x)
+        self._check(layers[0], call, x)
+        return call, layers[0]
+
+    def _recall(self, call: EncoderCall, layer: int, x: Tensor) -> None:
+        """Take up what is known of the tensor ``x``."""
+        known = self.memory.find(x)
+        if known is not None:
+            call.tokens, call.full, call.reading = known.tokens, known.full, known.reading
+            call.plans = list(known.plans)
+        elif layer == 0:
+            self.memory.sweep()
+        elif in_backward():
+            raise TurboError(
+                f"gradient checkpointing runs block {layer} again on a tensor that is not the one "
+                "it had: was it moved to another device in between? Do without offloading of "
+                "checkpoints, or turbovlm.remove(model)"
+            )
+
+    def leave(self, layer: int, call: EncoderCall, y: Tensor) -> None:
+        """End of a block; what runs outside its tower is found again by its output ``y``."""
+        call.done = layer
+        if call.declared:
+            return
+        last = layer == self.depth - 1
+        if last and self.recorders:
+            self.trace(call)
+        if not torch.compiler.is_compiling():
+            self.memory.keep(y, call.snapshot)
+        elif last:
+            self.traced = None
+
+    def finish(self, call: EncoderCall) -> None:
+        """End of the tower's forward.
+
+        Raises:
+            UnsupportedInput: if all positions are needed and the block that restores did not run.
+        """
+        if call.tokens is not None and call.reading.last and not call.full:
+            raise UnsupportedInput(
+                f"the last of the encoder's {self.depth} blocks did not run, so the merged tokens "
+                "were not restored: after cutting blocks off, turbovlm.remove(model) and apply "
+                "again; with LayerDrop set it to 0 (layerdrop, encoder_layerdrop)"
+            )
+        if self.recorders:
+            self.trace(call)
+
+    def trace(self, call: EncoderCall) -> None:
+        """Hand what this forward merged to those who record it."""
+        tokens = call.tokens
+        self.record(
+            Trace(
+                call.start or 0,
+                self.prefix,
+                tuple(call.plans),
+                None if tokens is None else tokens.size,
+                None if tokens is None else tokens.order,
+            )
+        )
+
+    def _check(self, layer: int, call: EncoderCall, x: Tensor) -> None:
+        tokens = call.tokens
+        if tokens is None:
+            call.start = x.shape[1]
+            return
+        call.start = tokens.start
+        if tokens.size is not None and tokens.size.device != x.device:
+            tokens = call.tokens = tokens.to(x.device)
+        expected = tokens.start if call.full else tokens.length
+        if x.shape[1] != expected:
+            raise UnsupportedInput(
+                f"block {layer} got {x.shape[1]} tokens where {expected} were left: something "
+                "between the blocks adds, drops or reorders tokens; turbovlm.remove(model) before "
+                "using that feature"
+            )

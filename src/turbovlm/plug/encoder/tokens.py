@@ -1,0 +1,117 @@
+"""What is known of the tokens between two blocks: their sizes, and where they come from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from turbovlm.maths.merge import size_bias, take
+from turbovlm.maths.plan import Plan
+from turbovlm.plug.encoder.trace import inverse
+
+
+class Tokens:
+    """The tokens of one forward after some merges.
+
+    Attributes:
+        start: tokens that entered the first block, N0.
+        plans: the merges so far.
+        size: ``(B, N)`` fp32 how many original tokens each one stands for, 0 for padding; None
+            while that is 1 for all.
+        bias: ``(B, N)`` fp32 log size, or None.
+        count: ``(B, 1)`` int64 tokens of each sample that are real, which come first; None
+            without padding.
+        order: ``(B, N0)`` original positions in the order of the first plan, or None.
+    """
+
+    def __init__(self, start: int, size: Tensor | None = None) -> None:
+        self.start = start
+        self.plans: tuple[Plan, ...] = ()
+        self.size = size
+        self.bias = None if size is None else size_bias(size)
+        self.count: Tensor | None = None
+        self.order: Tensor | None = None
+        self._owner: tuple[int, Tensor | None] = 0, None
+        self._position: tuple[int, Tensor | None] = 0, None
+
+    @classmethod
+    def padded(cls, real: Tensor, prefix: int) -> Tokens:
+        """Tokens some of which are padding: real ones come first, in their order.
+
+        So a sample's partition does not depend on the padding of its batch. The prefix and one
+        token more always count as real: a sample must not be empty.
+
+        Args:
+            real: ``(B, N)`` bool.
+            prefix: number of prefix tokens.
+        """
+        leading = torch.arange(real.shape[1], device=real.device) <= prefix
+        real = real | leading
+        order = real.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+        tokens = cls(real.shape[1], real.gather(1, order).float())
+        tokens.count = real.sum(1, keepdim=True)
+        tokens.order = order
+        tokens._owner, tokens._position = (0, inverse(order)), (0, order)
+        return tokens
+
+    @property
+    def real(self) -> Tensor | None:
+        """``(B, N)`` bool, False for padding; None where there is none."""
+        if self.count is None or self.size is None:
+            return None
+        return torch.arange(self.size.shape[1], device=self.size.device) < self.count
+
+    @property
+    def length(self) -> int:
+        """N."""
+        return self.start if self.size is None else self.size.shape[1]
+
+    def after(self, plan: Plan, size: Tensor, removed: Tensor | None) -> Tokens:
+        """The tokens after one more merge, which left these sizes ``(B, N - r)``."""
+        tokens = Tokens(self.start, size)
+        tokens.plans = (*self.plans, plan)
+        tokens.order = self.order
+        tokens._owner, tokens._position = self._owner, self._position
+        if self.count is not None and removed is not None:
+            tokens.count = self.count - removed
+        return tokens
+
+    def owner(self) -> Tensor | None:
+        """``(B, N0)`` who stands for each original token; None where each does itself."""
+        done, owner = self._owner
+        for plan in self.plans[done:]:
+            step = plan.representative()
+            owner = step if owner is None else step.gather(1, owner)
+        self._owner = len(self.plans), owner
+        return owner
+
+    def position(self) -> Tensor | None:
+        """``(B, N)`` original positions; None where nothing moved."""
+        done, position = self._position
+        for plan in self.plans[done:]:
+            position = plan.keep if position is None else position.gather(1, plan.keep)
+        self._position = len(self.plans), position
+        return position
+
+    def select(self, x: Tensor) -> Tensor:
+        """The survivors ``(B, N, C)`` of a full sequence ``(B, N0, C)``."""
+        position = self.position()
+        return x if position is None else take(x, position)
+
+    def restore(self, y: Tensor) -> Tensor:
+        """The full sequence ``(B, N0, C)`` from the survivors ``(B, N, C)``."""
+        owner = self.owner()
+        return y if owner is None else take(y, owner)
+
+    def to(self, device: torch.device) -> Tokens:
+        """The same on another device, where a tower is split over several."""
+        moved = Tokens(self.start, None if self.size is None else self.size.to(device))
+        moved.plans = tuple(
+            Plan(*(t.to(device) for t in (p.source, p.destination, p.keep, p.slot)), p.tokens)
+            for p in self.plans
+        )
+        moved.count = None if self.count is None else self.count.to(device)
+        moved.order = None if self.order is None else self.order.to(device)
+        if moved.order is not None:
+            moved._owner, moved._position = (0, inverse(moved.order)), (0, moved.order)
+        return moved

@@ -1,0 +1,65 @@
+"""What one forward merged: tokens per block, survivors, and who represents each original token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from turbovlm.maths.plan import Plan
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The merges of one forward through one tower.
+
+    Attributes:
+        start: tokens that entered the first block, N0.
+        prefix_tokens: how many of them lead the sequence and are never merged.
+        plans: one per block, None where a block merged nothing.
+        sizes: ``(B, M)`` fp32 size of each token after the last block; None if nothing merged.
+        order: ``(B, N0)`` original positions in the order that the first plan speaks of: real
+            tokens before padding. None without padding.
+    """
+
+    start: int
+    prefix_tokens: int
+    plans: tuple[Plan | None, ...]
+    sizes: Tensor | None
+    order: Tensor | None = None
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Sequence length after each block."""
+        length, after = self.start, []
+        for plan in self.plans:
+            length = length if plan is None else plan.keep.shape[1]
+            after.append(length)
+        return tuple(after)
+
+    def representative(self, blocks: int | None = None) -> Tensor:
+        """For each original token, which token of the sequence after ``blocks`` blocks (all of
+        them by default) stands for it: ``(B, N0)`` int64. ``(1, N0)`` if nothing merged.
+        """
+        owner = torch.arange(self.start).unsqueeze(0) if self.order is None else inverse(self.order)
+        for plan in self.plans[:blocks]:
+            if plan is not None:
+                step = plan.representative()
+                owner = step.gather(1, owner.to(step.device).expand(step.shape[0], -1))
+        return owner
+
+    def survivors(self, blocks: int | None = None) -> Tensor:
+        """Original positions of the tokens left after ``blocks`` blocks: ``(B, M)``."""
+        position = torch.arange(self.start).unsqueeze(0) if self.order is None else self.order
+        for plan in self.plans[:blocks]:
+            if plan is not None:
+                position = position.to(plan.keep.device).expand(plan.keep.shape[0], -1)
+                position = position.gather(1, plan.keep)
+        return position
+
+
+def inverse(order: Tensor) -> Tensor:
+    """The inverse of permutations ``(B, N)``: where each position went."""
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places)

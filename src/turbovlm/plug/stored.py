@@ -1,0 +1,59 @@
+"""Settings that are stored with a model, so that `save_pretrained` keeps them.
+
+They stand in the model's own configuration object, apart from the quantization settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from turbovlm.config import Setting
+
+ATTRIBUTE = "turbovlm"
+
+
+def store(model: nn.Module, configs: Sequence[Setting]) -> None:
+    """Write the settings into the model's configuration, where it has one that is saved."""
+    target = _target(model)
+    if target is None:
+        return
+    told = [config.to_dict() for config in configs]
+    earlier = getattr(target, ATTRIBUTE, None)
+    setattr(target, ATTRIBUTE, told[0] if len(told) == 1 else told)
+    model.__dict__[_EARLIER] = (earlier,)
+
+
+def forget(model: nn.Module) -> None:
+    """Put back what stood there before `store`, in every part of the model."""
+    for module in model.modules():
+        if _EARLIER not in module.__dict__:
+            continue
+        (earlier,) = module.__dict__.pop(_EARLIER)
+        target = _target(module)
+        if target is None:
+            continue
+        if earlier is not None:
+            setattr(target, ATTRIBUTE, earlier)
+        elif hasattr(target, ATTRIBUTE):
+            delattr(target, ATTRIBUTE)
+
+
+def stored(model: object) -> list[dict[str, Any]]:
+    """What `store` wrote, as plain values; empty where nothing is stored."""
+    found = getattr(getattr(model, "config", None), ATTRIBUTE, None)
+    if found is None:
+        return []
+    return [dict(found)] if isinstance(found, Mapping) else [dict(part) for part in found]
+
+
+_EARLIER = "turbo_stored"
+
+
+def _target(model: nn.Module) -> Any:
+    """A configuration object of transformers; others are not saved with their attributes."""
+    config = getattr(model, "config", None)
+    saved = hasattr(config, "save_pretrained") and not isinstance(config, Mapping)
+    return config if saved else None

@@ -1,0 +1,25 @@
+"""Every name of torch that is not public, in one place, with what it stands for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+
+def in_backward() -> bool:
+    """Whether this code runs inside a backward pass: gradient checkpointing runs modules again."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def storage_of(x: Tensor) -> tuple[int, StorageWeakRef] | None:
+    """The identity of the memory behind ``x``, and a weak reference that keeps it unique.
+
+    While the reference lives, no other storage can have the same identity, even after this one
+    is freed. None for a tensor without memory of its own (vmap, functorch).
+    """
+    try:
+        storage = x.untyped_storage()
+    except (NotImplementedError, RuntimeError):
+        return None
+    return storage._cdata, StorageWeakRef(storage)

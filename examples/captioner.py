@@ -6,8 +6,8 @@ python examples/captioner.py
 from PIL import Image
 
 import turbovlm
-from turbovlm.lab import captioner
-from turbovlm.lab.scenes import scene, split
+from turbovlm_lab import captioner
+from turbovlm_lab.scenes import scene, split
 
 model, processor = captioner.load()
 picture = scene(split("test", 0))

@@ -1,7 +1,7 @@
 """Ask MiniGPT-v2 about two images, with and without merging; needs no download.
 
 The sizes are small and the weights random, so the answers mean nothing: load a converted
-checkpoint instead (python -m turbovlm.models.minigptv2_checkpoint --help).
+checkpoint instead (python -m turbovlm_workbench.paper.minigptv2_checkpoint --help).
 
 python examples/minigptv2.py
 """
@@ -11,9 +11,9 @@ from PIL import Image
 from transformers import LlamaTokenizer
 
 import turbovlm
-from turbovlm.lab.scenes import scene, split
-from turbovlm.models.minigptv2 import MiniGPTv2Config, MiniGPTv2ForConditionalGeneration
-from turbovlm.models.minigptv2_prompt import SHORT_ANSWER, prepare, prompt
+from turbovlm_lab.scenes import scene, split
+from turbovlm_workbench.paper.minigptv2 import MiniGPTv2Config, MiniGPTv2ForConditionalGeneration
+from turbovlm_workbench.paper.minigptv2_prompt import SHORT_ANSWER, prepare, prompt
 
 letters = ["<unk>", "<s>", "</s>", *map(chr, range(33, 127)), "▁"]
 tokenizer = LlamaTokenizer(vocab={letter: index for index, letter in enumerate(letters)})

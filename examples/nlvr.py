@@ -1,7 +1,7 @@
 """Judge statements about two images with BLIP for NLVR2; needs no download.
 
 The weights are random, so the answers mean nothing: load a converted checkpoint instead
-(python -m turbovlm.models.nlvr_checkpoint --help).
+(python -m turbovlm_workbench.paper.nlvr_checkpoint --help).
 
 python examples/nlvr.py
 """
@@ -11,9 +11,9 @@ from PIL import Image
 from transformers import BertTokenizer, BlipImageProcessor
 
 import turbovlm
-from turbovlm.lab.grammar import vocabulary
-from turbovlm.lab.scenes import scene, split
-from turbovlm.models.nlvr import BlipForNlvr, NlvrConfig
+from turbovlm_lab.grammar import vocabulary
+from turbovlm_lab.scenes import scene, split
+from turbovlm_workbench.paper.nlvr import BlipForNlvr, NlvrConfig
 
 words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *vocabulary(), "[ENC]"]
 tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})

@@ -29,9 +29,9 @@ from rich.table import Table
 from torch import Tensor
 
 from turbovlm.errors import TurboError
-from turbovlm.lab import painter
-from turbovlm.lab.grammar import describe
-from turbovlm.lab.scenes import layout, scene
+from turbovlm_lab import painter
+from turbovlm_lab.grammar import describe
+from turbovlm_lab.scenes import layout, scene
 
 TIMES = (950, 800, 600, 400, 200)
 SAMPLES = 10_000

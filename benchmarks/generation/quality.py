@@ -32,9 +32,9 @@ from summary import Entry, summarise
 
 import turbovlm
 from turbovlm.errors import TurboError
-from turbovlm.lab import painter
-from turbovlm.lab.grammar import describe
-from turbovlm.lab.scenes import Object, layout, scene
+from turbovlm_lab import painter
+from turbovlm_lab.grammar import describe
+from turbovlm_lab.scenes import Object, layout, scene
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 

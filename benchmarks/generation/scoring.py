@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from turbovlm.lab import captioner
-from turbovlm.lab.grammar import Describable, attribute_accuracy
-from turbovlm.lab.scenes import SIDE
+from turbovlm_lab import captioner
+from turbovlm_lab.grammar import Describable, attribute_accuracy
+from turbovlm_lab.scenes import SIDE
 
 Values = NDArray[np.float64]
 Pictures = NDArray[np.uint8]

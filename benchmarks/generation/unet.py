@@ -15,12 +15,12 @@ from methods import TOMESD, Candidate, peer
 from torch import Tensor, nn
 
 from turbovlm.config import MergeRestore
-from turbovlm.lab import painter
 from turbovlm.maths.fold import Fold
 from turbovlm.measure import flops
 from turbovlm.plug.generation.state import Patch
-from turbovlm.tasks.paper.models import stable_diffusion
-from turbovlm.tasks.variants import share
+from turbovlm_lab import painter
+from turbovlm_workbench.compare.variants import share
+from turbovlm_workbench.paper.models import stable_diffusion
 
 TEXT = 77
 KINDS = {"attn1": "self_attention", "attn2": "cross_attention", "ff": "feed_forward"}

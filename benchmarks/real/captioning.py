@@ -32,9 +32,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 import turbovlm
 from turbovlm.measure import compare
-from turbovlm.tasks.metrics.captions import CaptionScores, score_captions
-from turbovlm.tasks.metrics.intervals import interval
-from turbovlm.tasks.variants import build
+from turbovlm_workbench.compare.variants import build
+from turbovlm_workbench.metrics.captions import CaptionScores, score_captions
+from turbovlm_workbench.metrics.intervals import interval
 
 R = (4, 8, 13, 16)
 METHODS = ("turbo", "redundancy", "semantics", "random")

@@ -1,6 +1,6 @@
 """A task of `turbovlm eval` with every method at every r, and turbo against each of them.
 
-    python -m turbovlm.lab.export scenes --scenes 1000
+    python -m turbovlm_lab.export scenes --scenes 1000
     python benchmarks/real/compare.py vqa --model lab:vqa --data scenes/vqa_questions.json \\
         --answers scenes/vqa_annotations.json --r 8 14 20 --out runs
 
@@ -22,10 +22,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 import turbovlm
-from turbovlm.tasks.evaluate.build import TASKS, Request, build
-from turbovlm.tasks.evaluate.result import difference
-from turbovlm.tasks.evaluate.run import SCORES, Plan, run
-from turbovlm.tasks.evaluate.team import Team
+from turbovlm_workbench.run.result import difference
+from turbovlm_workbench.run.run import SCORES, Plan, run
+from turbovlm_workbench.run.team import Team
+from turbovlm_workbench.tasks.evaluate.build import TASKS, Request, build
 
 METHODS = ("turbo", "redundancy", "semantics")
 

@@ -26,12 +26,12 @@ from torch import Tensor
 
 import turbovlm
 from turbovlm.measure import compare
-from turbovlm.report.tune import lines, table
-from turbovlm.tasks.base import batches
-from turbovlm.tasks.bench import Plan
-from turbovlm.tasks.images import ImageFolder
-from turbovlm.tasks.models import load, with_labels
-from turbovlm.tasks.tuning.tune import Tuned, tune
+from turbovlm_workbench.compare.bench import Plan
+from turbovlm_workbench.data.images import ImageFolder
+from turbovlm_workbench.load.models import load, with_labels
+from turbovlm_workbench.report.tune import lines, table
+from turbovlm_workbench.tasks.base import batches
+from turbovlm_workbench.tune.tune import Tuned, tune
 
 FLICKR = 300
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from turbovlm.errors import MissingExtra, ModelError
-from turbovlm.lab.scenes import scene, split
+from turbovlm_lab.scenes import scene, split
 
 transformers = pytest.importorskip("transformers")
 
-from turbovlm.lab import captioner  # noqa: E402
-from turbovlm.lab.evaluate import baselines, evaluate, main  # noqa: E402
+from turbovlm_lab import captioner  # noqa: E402
+from turbovlm_lab.evaluate import baselines, evaluate, main  # noqa: E402
 
 UNSEEN = 64
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from turbovlm.lab.data import PATCH, PATCHES, TARGETS, Scenes, collate, patch_targets, pixels
-from turbovlm.lab.scenes import COLOURS, SHAPES, SIDE, SIZES, Object, scene, split
+from turbovlm_lab.data import PATCH, PATCHES, TARGETS, Scenes, collate, patch_targets, pixels
+from turbovlm_lab.scenes import COLOURS, SHAPES, SIDE, SIZES, Object, scene, split
 
 pytest.importorskip("transformers")
 
 
 def test_samples_equal_what_the_processor_makes() -> None:
-    from turbovlm.lab.captioner import build_processor
+    from turbovlm_lab.captioner import build_processor
 
     processor: Any = build_processor()
     drawn = [scene(split("train", index)) for index in range(4)]

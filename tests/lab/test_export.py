@@ -12,10 +12,10 @@ from PIL import Image
 
 from tests.lab.test_pairs import true
 from turbovlm.errors import InputError
-from turbovlm.lab import grammar
-from turbovlm.lab.export import export, main
-from turbovlm.lab.questions import ask
-from turbovlm.lab.scenes import layout, scene, split
+from turbovlm_lab import grammar
+from turbovlm_lab.export import export, main
+from turbovlm_lab.questions import ask
+from turbovlm_lab.scenes import layout, scene, split
 
 SCENES = 16
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbovlm.lab.grammar import (
+from turbovlm_lab.grammar import (
     Mention,
     attribute_accuracy,
     describe,
@@ -14,7 +14,7 @@ from turbovlm.lab.grammar import (
     trivial_captions,
     vocabulary,
 )
-from turbovlm.lab.scenes import COLOURS, POSITIONS, SHAPES, SIZES, scene
+from turbovlm_lab.scenes import COLOURS, POSITIONS, SHAPES, SIZES, scene
 
 MENTIONS = st.builds(
     Mention,

@@ -17,11 +17,11 @@ from turbovlm.errors import MissingExtra, ModelError
 
 pytest.importorskip("transformers")
 
-from turbovlm.lab import captioner, heads, painter
-from turbovlm.lab.grammar import describe
-from turbovlm.lab.pairs import group
-from turbovlm.lab.questions import ask
-from turbovlm.lab.scenes import scene, split
+from turbovlm_lab import captioner, heads, painter
+from turbovlm_lab.grammar import describe
+from turbovlm_lab.pairs import group
+from turbovlm_lab.questions import ask
+from turbovlm_lab.scenes import scene, split
 
 UNSEEN = 64
 SCENES = [scene(split("test", index)) for index in range(UNSEEN)]

@@ -13,14 +13,14 @@ from torch import Tensor
 
 pytest.importorskip("transformers")
 
-from turbovlm.lab import captioner, heads
-from turbovlm.lab.grammar import describe
-from turbovlm.lab.kinds import Kind
-from turbovlm.lab.lessons import LESSONS, Bank
-from turbovlm.lab.lessons.base import Look, reading, wanted
-from turbovlm.lab.questions import ask
-from turbovlm.lab.scenes import scene, split
-from turbovlm.lab.train_heads import Plan, fill, main, train
+from turbovlm_lab import captioner, heads
+from turbovlm_lab.grammar import describe
+from turbovlm_lab.kinds import Kind
+from turbovlm_lab.lessons import LESSONS, Bank
+from turbovlm_lab.lessons.base import Look, reading, wanted
+from turbovlm_lab.questions import ask
+from turbovlm_lab.scenes import scene, split
+from turbovlm_lab.train_heads import Plan, fill, main, train
 
 FEW = 16
 

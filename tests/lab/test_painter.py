@@ -12,12 +12,12 @@ import torch
 from numpy.random import RandomState
 
 from turbovlm.errors import ModelError
-from turbovlm.lab import painter, train_painter
-from turbovlm.lab.data import caption_tokens
-from turbovlm.lab.grammar import describe
-from turbovlm.lab.looking import cells, reading, wanted
-from turbovlm.lab.scenes import Object, layout, scene
-from turbovlm.lab.train_painter import Plan
+from turbovlm_lab import painter, train_painter
+from turbovlm_lab.data import caption_tokens
+from turbovlm_lab.grammar import describe
+from turbovlm_lab.looking import cells, reading, wanted
+from turbovlm_lab.scenes import Object, layout, scene
+from turbovlm_lab.train_painter import Plan
 
 
 def test_the_first_level_holds_a_thousand_tokens() -> None:

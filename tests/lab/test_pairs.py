@@ -9,9 +9,9 @@ import pytest
 
 from tests.lab.reading import meant
 from turbovlm.errors import InputError
-from turbovlm.lab import grammar, kinds, pairs, questions
-from turbovlm.lab.pairs import Group, group
-from turbovlm.lab.scenes import Object, layout, split
+from turbovlm_lab import grammar, kinds, pairs, questions
+from turbovlm_lab.pairs import Group, group
+from turbovlm_lab.scenes import Object, layout, split
 
 POOL = [layout(split("test", index)) for index in range(64)]
 GROUPS = [group(POOL, seed) for seed in range(300)]

@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 
 from tests.lab.reading import cell, meant
-from turbovlm.lab import grammar, kinds, questions
-from turbovlm.lab.questions import ANSWERS, Question, ask
-from turbovlm.lab.scenes import Object, layout, scene, split
+from turbovlm_lab import grammar, kinds, questions
+from turbovlm_lab.questions import ANSWERS, Question, ask
+from turbovlm_lab.scenes import Object, layout, scene, split
 
 SCENES = [layout(split("test", index)) for index in range(400)]
 ASKED = [ask(objects, index) for index, objects in enumerate(SCENES)]

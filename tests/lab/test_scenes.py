@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import turbovlm
-from turbovlm.lab.scenes import (
+from turbovlm_lab.scenes import (
     BACKGROUNDS,
     COLOURS,
     GRID,
@@ -168,4 +168,4 @@ def test_splits_refuse_what_they_do_not_hold(name: str, index: int) -> None:
 
 def test_importing_the_package_does_not_import_the_lab() -> None:
     source = Path(turbovlm.__file__).read_text(encoding="utf-8")
-    assert "turbovlm.lab" not in source
+    assert "turbovlm_lab" not in source

@@ -11,10 +11,10 @@ import torch
 
 pytest.importorskip("transformers")
 
-from turbovlm.lab import captioner, train
-from turbovlm.lab.data import Scenes, collate
-from turbovlm.lab.evaluate import evaluate
-from turbovlm.lab.scenes import scene
+from turbovlm_lab import captioner, train
+from turbovlm_lab.data import Scenes, collate
+from turbovlm_lab.evaluate import evaluate
+from turbovlm_lab.scenes import scene
 
 
 @pytest.fixture(autouse=True)

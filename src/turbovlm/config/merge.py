@@ -56,7 +56,7 @@ class Merge(Setting):
             that its MLP runs on the prefix and that one. Where the cls token alone is read
             afterwards (most classifiers, CLIP's embedding) this changes nothing but the time. For
             nobody else: `turbovlm.apply` refuses an encoder without a cls token and one whose
-            pooling is known to read the patches, and `turbovlm.tasks.tuning` measures it.
+            pooling is known to read the patches, and `turbovlm_workbench.tune` measures it.
 
     Raises:
         ConfigError: for any value out of range, before anything else happens.

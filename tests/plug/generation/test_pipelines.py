@@ -23,7 +23,7 @@ from tests.hosts import denoisers
 from tests.plug.generation.test_apply import marks
 from turbovlm import MergeRestore
 from turbovlm.errors import AlreadyApplied, ConfigError, NotApplied, UnknownArchitecture
-from turbovlm.lab import painter
+from turbovlm_lab import painter
 
 PROMPT = "a large red circle at the top left, a small blue star at the centre"
 SOME = MergeRestore(ratio=0.4)

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import LlamaTokenizer
 
 import turbovlm
-from turbovlm_lab.scenes import scene, split
+from turbovlm_lab.scenes import scene, seed_of_split
 from turbovlm_workbench.paper.minigptv2 import MiniGPTv2Config, MiniGPTv2ForConditionalGeneration
 from turbovlm_workbench.paper.minigptv2_prompt import SHORT_ANSWER, prepare, prompt
 
@@ -28,7 +28,7 @@ config = MiniGPTv2Config(
 )  # fmt: skip
 model = MiniGPTv2ForConditionalGeneration(config).eval()
 
-images = [Image.fromarray(scene(split("test", index)).image) for index in range(2)]
+images = [Image.fromarray(scene(seed_of_split("test", index)).image) for index in range(2)]
 prompts = [
     prompt(SHORT_ANSWER.format("What colour is the largest object?"), "vqa"),
     prompt("the small circle", "refer"),

@@ -162,3 +162,24 @@ def test_files_stay_small() -> None:
     files = [p for root in (SOURCE, WORKBENCH, LAB) for p in root.rglob("*.py")]
     long = [p.name for p in files if len(p.read_text().splitlines()) > 400]
     assert long == []
+
+
+# Names inside the library that stand for two things: its two ways of merging are being joined.
+ONE_NAME_TWICE = {"Call", "Patch", "apply_rows", "denoisers", "match", "patches_of"}
+# A command line of its own: ``python -m MODULE``.
+COMMAND_LINE = {"main"}
+
+
+def test_no_two_public_names_are_the_same() -> None:
+    found: dict[str, list[str]] = {}
+    for root in (SOURCE, WORKBENCH, LAB):
+        for path in root.rglob("*.py"):
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name[0] != "_":
+                    place = path.relative_to(root.parent).as_posix()
+                    found.setdefault(node.name, []).append(place)
+    twice = {name: where for name, where in found.items() if len(where) > 1}
+    for name in ONE_NAME_TWICE:
+        library = [where for where in twice.get(name, []) if where.startswith("turbovlm/")]
+        assert library == twice.pop(name, []), f"{name} is the library's: take another name"
+    assert {k: v for k, v in twice.items() if k not in COMMAND_LINE} == {}

@@ -171,7 +171,7 @@ def main(arguments: list[str] | None = None) -> None:
     found = candidates(args.method, args.ratio, args.setting)
     console = Console()
     wide = Console(width=max(console.width, 60 + 12 * len(args.time) + 60))
-    wide.print(table(found, errors(painter.load(args.painter), found, args), args))
+    wide.print(table(found, errors(painter.load_painter(args.painter), found, args), args))
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def file_name(candidate: Candidate) -> str:
 
 def measure(args: argparse.Namespace, found: Sequence[Candidate]) -> None:
     """Draw, read, write."""
-    pipe, reader = painter.load(args.painter), Reader()
+    pipe, reader = painter.load_painter(args.painter), Reader()
     digest = hashlib.sha256()
     for path in sorted(Path(args.painter).rglob("*.safetensors")):
         digest.update(path.read_bytes())

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from turbovlm_lab import painter
-from turbovlm_lab.scenes import scene, split
+from turbovlm_lab.scenes import scene, seed_of_split
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -100,7 +100,7 @@ def test_entries_of_known_sheets(load: Load) -> None:
 
 
 def test_the_captioner_reads_real_scenes_of_the_painters_size(load: Load) -> None:
-    scenes = [scene(split("test", i)) for i in range(4)]
+    scenes = [scene(seed_of_split("test", i)) for i in range(4)]
     small = ((painter.shrink([s.image for s in scenes]) + 1) * 127.5).round().byte()
     pictures = small.permute(0, 2, 3, 1).numpy()
     reader = load("scoring").Reader()
@@ -114,7 +114,7 @@ def test_the_captioner_reads_real_scenes_of_the_painters_size(load: Load) -> Non
 
 def test_a_small_run_goes_on_where_it_stopped(load: Load, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    painter.save(painter.build(), tmp_path / "painter", {})
+    painter.save_painter(painter.build_painter(), tmp_path / "painter", {})
     quality, out = load("quality"), tmp_path / "out"
 
     def run(*words: str) -> None:
@@ -146,7 +146,7 @@ def test_a_small_run_goes_on_where_it_stopped(load: Load, tmp_path: Path) -> Non
 def test_noise_belongs_to_the_prompt(load: Load) -> None:
     quality = load("quality")
     torch.manual_seed(0)
-    pipe = painter.build()
+    pipe = painter.build_painter()
     pipe.set_progress_bar_config(disable=True)
     task = quality.Task("x", 2, 0, "test", 1, 3.0)
     together = task.draw(pipe, 2, lambda n: None)
@@ -163,7 +163,7 @@ def test_one_forward_measures_the_guided_prediction(
     forward, methods = load("forward"), load("methods")
     words = "--scenes 3 --time 900 300 --split test --method turbo tomesd --ratio 0.5 --batch 2"
     args = forward.parse(words.split())
-    pipe = painter.load()
+    pipe = painter.load_painter()
     found = methods.candidates(args.method, args.ratio, [{}, {"restore": "copy"}])
     values = forward.errors(pipe, found, args)
     assert values.shape == (3, 3, 2)  # tomesd has no other way of restoring

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbovlm.errors import ModelError, require
-from turbovlm_lab.grammar import vocabulary
+from turbovlm_lab.grammar import caption_vocabulary
 from turbovlm_lab.scenes import MAX_OBJECTS, SIDE
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ CLAUSE_TOKENS = 9  # a SIZE COLOUR SHAPE at the WORD WORD ,
 CAPTION_TOKENS = MAX_OBJECTS * CLAUSE_TOKENS + 2  # and [CLS] before, [SEP] after
 
 
-def build_model(
+def build_captioner(
     *, width: int = 160, blocks: int = 8, heads: int = 5, text_width: int = 128
 ) -> BlipForConditionalGeneration:
     """An untrained captioner: 224 px, patches of 16 px, hence 197 visual tokens."""
@@ -39,7 +39,7 @@ def build_model(
         "patch_size": 16,
         "initializer_range": 0.02,
     }
-    tokens = SPECIAL_TOKENS + vocabulary()
+    tokens = SPECIAL_TOKENS + caption_vocabulary()
     text = {
         "vocab_size": len(tokens),
         "hidden_size": text_width,
@@ -58,7 +58,7 @@ def build_model(
     return transformers.BlipForConditionalGeneration(config)
 
 
-def build_processor(words: Sequence[str] | None = None) -> BlipProcessor:
+def build_caption_processor(words: Sequence[str] | None = None) -> BlipProcessor:
     """A processor that resizes nothing and has one token per word.
 
     Args:
@@ -68,7 +68,7 @@ def build_processor(words: Sequence[str] | None = None) -> BlipProcessor:
     images = transformers.BlipImageProcessor(
         size={"height": SIDE, "width": SIDE}, image_mean=list(MEAN), image_std=list(STD)
     )
-    known = (*SPECIAL_TOKENS, *(vocabulary() if words is None else words))
+    known = (*SPECIAL_TOKENS, *(caption_vocabulary() if words is None else words))
     text = transformers.BertTokenizer(
         vocab={word: index for index, word in enumerate(known)},
         bos_token="[CLS]",
@@ -78,7 +78,7 @@ def build_processor(words: Sequence[str] | None = None) -> BlipProcessor:
     return transformers.BlipProcessor(images, text)
 
 
-def load(
+def load_captioner(
     folder: Path | str = WEIGHTS,
 ) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
     """The trained captioner (float32, evaluation mode) and its processor.
@@ -94,7 +94,7 @@ def load(
     return model.eval(), transformers.BlipProcessor.from_pretrained(folder)
 
 
-def caption(
+def write_captions(
     model: BlipForConditionalGeneration,
     processor: BlipProcessor,
     images: Sequence[NDArray[np.uint8]],

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from turbovlm_lab.captioner import CAPTION_TOKENS, MEAN, SPECIAL_TOKENS, STD
-from turbovlm_lab.grammar import vocabulary
+from turbovlm_lab.grammar import caption_vocabulary
 from turbovlm_lab.scenes import (
     COLOURS,
     GRID,
@@ -22,8 +22,8 @@ from turbovlm_lab.scenes import (
     SIZES,
     Object,
     scene,
+    seed_of_split,
     shape_mask,
-    split,
 )
 
 PATCH = 16
@@ -37,7 +37,7 @@ TARGETS = {
     "cell": GRID * GRID,
 }
 _COVERED = PATCH * PATCH // 8  # pixels from which a patch counts as showing an object
-_TOKENS = {word: index for index, word in enumerate(SPECIAL_TOKENS + vocabulary())}
+_TOKENS = {word: index for index, word in enumerate(SPECIAL_TOKENS + caption_vocabulary())}
 
 Sample = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]
 
@@ -51,7 +51,7 @@ class Batch(NamedTuple):
     patches: Tensor
 
 
-class Scenes(Dataset[Sample]):
+class SceneDataset(Dataset[Sample]):
     """``length`` consecutive scenes of a split, rendered when asked for."""
 
     def __init__(self, name: str, length: int, *, start: int = 0) -> None:
@@ -63,7 +63,7 @@ class Scenes(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.length:
             raise IndexError(index)
-        drawn = scene(split(self.name, self.start + index))
+        drawn = scene(seed_of_split(self.name, self.start + index))
         return drawn.image, caption_tokens(drawn.caption), patch_targets(drawn.objects)
 
 

@@ -19,29 +19,29 @@ from turbovlm_lab.grammar import (
     attribute_accuracy,
     trivial_captions,
 )
-from turbovlm_lab.scenes import MAX_OBJECTS, scene, split
+from turbovlm_lab.scenes import MAX_OBJECTS, scene, seed_of_split
 
 _TRAINING_SCENES = 500  # enough for the trivial captioner to see what is frequent
 
 
-def evaluate(model: Any, processor: Any, name: str, number: int) -> Accuracy:
+def evaluate_captioner(model: Any, processor: Any, name: str, number: int) -> Accuracy:
     """Accuracy of greedy captions on the first ``number`` scenes of a split.
 
     The model is left in the mode (training or evaluation) in which it came.
     """
-    drawn = [scene(split(name, index)) for index in range(number)]
+    drawn = [scene(seed_of_split(name, index)) for index in range(number)]
     was_training = model.training
     model.eval()
-    texts = captioner.caption(model, processor, [item.image for item in drawn])
+    texts = captioner.write_captions(model, processor, [item.image for item in drawn])
     model.train(was_training)
     return attribute_accuracy(texts, [item.objects for item in drawn])
 
 
 def baselines(name: str, number: int) -> dict[int, Accuracy]:
     """Accuracy of the trivial captioner on the same scenes, by number of clauses (1 to 5)."""
-    training = [scene(split("train", index)).objects for index in range(_TRAINING_SCENES)]
+    training = [scene(seed_of_split("train", index)).objects for index in range(_TRAINING_SCENES)]
     truths: list[Sequence[Describable]] = [
-        scene(split(name, index)).objects for index in range(number)
+        scene(seed_of_split(name, index)).objects for index in range(number)
     ]
     return {
         clauses: attribute_accuracy(trivial_captions(training, number, clauses=clauses), truths)
@@ -56,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", default="test", choices=("test", "validation", "train"))
     parser.add_argument("--weights", type=Path, default=captioner.WEIGHTS, help="folder")
     given = parser.parse_args(arguments)
-    model, processor = captioner.load(given.weights)
-    rows = {"captioner": evaluate(model, processor, given.split, given.scenes)}
+    model, processor = captioner.load_captioner(given.weights)
+    rows = {"captioner": evaluate_captioner(model, processor, given.split, given.scenes)}
     for clauses, score in baselines(given.split, given.scenes).items():
         rows[f"trivial, {clauses}"] = score
     columns = ("precision", "recall", "exact", "count")

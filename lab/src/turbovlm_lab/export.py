@@ -22,7 +22,7 @@ from turbovlm.errors import InputError, TurboError
 from turbovlm_lab.grammar import describe
 from turbovlm_lab.pairs import FEWEST_SCENES, group
 from turbovlm_lab.questions import ask
-from turbovlm_lab.scenes import Object, layout, scene, split
+from turbovlm_lab.scenes import Object, layout, scene, seed_of_split
 
 POOL = 64  # scenes that the pairs of a statement are chosen from, at most
 ANNOTATORS = 10
@@ -52,7 +52,7 @@ def export(
     if scenes < FEWEST_SCENES:
         raise InputError(f"pairs need at least {FEWEST_SCENES} scenes, got {scenes}: ask for more")
     folder.mkdir(parents=True, exist_ok=True)
-    seeds = [split(name, index) for index in range(scenes)]
+    seeds = [seed_of_split(name, index) for index in range(scenes)]
     objects = [layout(seed) for seed in seeds]
     statements = list(_statements(objects))
     files = [(_file(index), seed) for index, seed in enumerate(seeds)]

@@ -29,7 +29,7 @@ class Mention(NamedTuple):
 Describable = Object | Mention  # anything with the four attributes
 
 
-def vocabulary() -> tuple[str, ...]:
+def caption_vocabulary() -> tuple[str, ...]:
     """Every word a caption can hold, in a fixed order."""
     positions = dict.fromkeys(word for name in POSITIONS for word in name.split())
     return ("a", "at", "the", ",", *SIZES, *COLOURS, *SHAPES, *positions)

@@ -27,18 +27,18 @@ _TEXT_WIDTH = 160
 _SHARED = "vision_model."
 
 
-def vocabulary() -> tuple[str, ...]:
+def head_vocabulary() -> tuple[str, ...]:
     """Every word that the heads read or say, those of captions first."""
     parts = (grammar, kinds, questions, pairs)
     return tuple(dict.fromkeys(word for part in parts for word in part.vocabulary()))
 
 
-def build_processor() -> BlipProcessor:
+def build_head_processor() -> BlipProcessor:
     """The processor of all heads: the captioner's, with more words."""
-    return captioner.build_processor(vocabulary())
+    return captioner.build_caption_processor(head_vocabulary())
 
 
-def build_model(head: str) -> PreTrainedModel:
+def build_head(head: str) -> PreTrainedModel:
     """An untrained head around an untrained vision encoder of the captioner's sizes.
 
     Raises:
@@ -48,8 +48,8 @@ def build_model(head: str) -> PreTrainedModel:
     transformers = require("transformers", "hf")
     if head not in HEADS:
         raise ModelError(f"the lab has no head {head!r}: use one of {', '.join(HEADS)}")
-    vision: Any = captioner.build_model().config.vision_config
-    tokens = (*captioner.SPECIAL_TOKENS, *vocabulary())
+    vision: Any = captioner.build_captioner().config.vision_config
+    tokens = (*captioner.SPECIAL_TOKENS, *head_vocabulary())
     text = {
         "vocab_size": len(tokens),
         "hidden_size": _TEXT_WIDTH,
@@ -80,7 +80,7 @@ def build_model(head: str) -> PreTrainedModel:
     return getattr(transformers, names[head])(config)
 
 
-def load(
+def load_head(
     head: str, folder: Path | str = captioner.WEIGHTS
 ) -> tuple[PreTrainedModel, BlipProcessor]:
     """A trained head (float32, evaluation mode) and its processor.
@@ -93,9 +93,9 @@ def load(
         ModelError: if there is no such head, or ``folder`` has no weights for it.
         MissingExtra: if transformers is not installed.
     """
-    model = build_model(head)
+    model = build_head(head)
     model.load_state_dict({**shared_weights(folder), **own_weights(head, folder)})
-    return model.eval(), build_processor()
+    return model.eval(), build_head_processor()
 
 
 def own_weights(head: str, folder: Path | str = captioner.WEIGHTS) -> dict[str, Tensor]:
@@ -123,7 +123,7 @@ def _read(path: Path, module: str) -> dict[str, Tensor]:
     return {name: x.float() for name, x in load_file(path).items()}
 
 
-def save(
+def save_head(
     model: PreTrainedModel, head: str, record: Mapping[str, Any], trained: set[str], folder: Path
 ) -> None:
     """Write what a head adds to the captioner's vision encoder, and the record of its training.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from numpy.random import RandomState
 
 from turbovlm_lab.grammar import ATTRIBUTES, Describable
-from turbovlm_lab.scenes import COLOURS, POSITIONS, SHAPES, SIZES, draw
+from turbovlm_lab.scenes import COLOURS, POSITIONS, SHAPES, SIZES, draw_integer
 
 VALUES = {"size": SIZES, "colour": tuple(COLOURS), "shape": SHAPES, "position": POSITIONS}
 _PLURALS = {"cross": "crosses"}
@@ -66,11 +66,11 @@ def some(rng: RandomState, names: tuple[str, ...], number: int) -> list[str]:
 def another(rng: RandomState, kind: Kind) -> Kind:
     """``kind`` with one of the attributes that it tells changed to another value."""
     told = [name for name in ATTRIBUTES if getattr(kind, name) is not None]
-    name = told[draw(rng, 0, len(told))]
+    name = told[draw_integer(rng, 0, len(told))]
     values = [value for value in VALUES[name] if value != getattr(kind, name)]
-    return kind._replace(**{name: values[draw(rng, 0, len(values))]})
+    return kind._replace(**{name: values[draw_integer(rng, 0, len(values))]})
 
 
-def vocabulary() -> tuple[str, ...]:
+def kind_vocabulary() -> tuple[str, ...]:
     """The words of kinds that captions do not have."""
     return ("an", "object", "objects", *(_PLURALS.get(noun, f"{noun}s") for noun in SHAPES))

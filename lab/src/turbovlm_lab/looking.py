@@ -17,19 +17,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from turbovlm_lab.captioner import SPECIAL_TOKENS
-from turbovlm_lab.grammar import vocabulary
+from turbovlm_lab.grammar import caption_vocabulary
 from turbovlm_lab.scenes import GRID, Object
 
-_COMMA = len(SPECIAL_TOKENS) + vocabulary().index(",")
+_COMMA = len(SPECIAL_TOKENS) + caption_vocabulary().index(",")
 
 
-def cells(side: int) -> Tensor:
+def cell_of_tokens(side: int) -> Tensor:
     """The cell (0 to 8) of every token of an image of ``side x side`` tokens, ``(side, side)``."""
     band = torch.arange(side) * GRID // side
     return GRID * band[:, None] + band
 
 
-def wanted(tokens: NDArray[np.int64], scenes: Sequence[Sequence[Object]]) -> Tensor:
+def words_to_attend(tokens: NDArray[np.int64], scenes: Sequence[Sequence[Object]]) -> Tensor:
     """What each cell is to look at: bool ``(B, 9, T)``.
 
     Args:
@@ -50,7 +50,7 @@ def wanted(tokens: NDArray[np.int64], scenes: Sequence[Sequence[Object]]) -> Ten
 
 
 @contextmanager
-def reading(unet: Any, looks: Tensor) -> Iterator[list[Tensor]]:
+def guided_painting(unet: Any, looks: Tensor) -> Iterator[list[Tensor]]:
     """Cross-attention that notes how much of it went elsewhere, while this is open.
 
     Args:
@@ -74,7 +74,7 @@ def reading(unet: Any, looks: Tensor) -> Iterator[list[Tensor]]:
             )
         )
         share = (query * attention.scale @ key.transpose(-1, -2)).softmax(-1)
-        place = cells(round(x.shape[1] ** 0.5)).flatten()
+        place = cell_of_tokens(round(x.shape[1] ** 0.5)).flatten()
         looked = -(share.float().mean(1) * looks[:, place]).sum(-1).clamp(min=1e-5).log()
         named = ~looks[:, place, 0]
         missed.append((_mean(looked, named) + _mean(looked, ~named)) / 2)

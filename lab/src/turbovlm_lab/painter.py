@@ -19,8 +19,8 @@ from torch import Tensor
 
 from turbovlm.errors import ModelError, require
 from turbovlm_lab.captioner import CAPTION_TOKENS, SPECIAL_TOKENS
-from turbovlm_lab.grammar import vocabulary
-from turbovlm_lab.scenes import layout, split
+from turbovlm_lab.grammar import caption_vocabulary
+from turbovlm_lab.scenes import layout, seed_of_split
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -40,7 +40,7 @@ _TEXT_WIDTH = 128
 def reader(width: int, layers: int, heads: int) -> tuple[CLIPTextModel, BertTokenizer]:
     """An untrained text encoder with one token per word of the captions, and its tokenizer."""
     transformers = require("transformers", "hf")
-    tokens = SPECIAL_TOKENS + vocabulary()
+    tokens = SPECIAL_TOKENS + caption_vocabulary()
     config = transformers.CLIPTextConfig(
         vocab_size=len(tokens),
         hidden_size=width,
@@ -75,7 +75,7 @@ def halving(pixels: int, widths: tuple[int, int], groups: int) -> AutoencoderKL:
     )
 
 
-def build() -> StableDiffusionPipeline:
+def build_painter() -> StableDiffusionPipeline:
     """An untrained painter; its weights follow torch's global generator."""
     diffusers: Any = require("diffusers", "diffusion")
     text, tokenizer = reader(_TEXT_WIDTH, layers=2, heads=4)
@@ -114,7 +114,7 @@ def build() -> StableDiffusionPipeline:
     )
 
 
-def load(folder: Path | str = WEIGHTS) -> StableDiffusionPipeline:
+def load_painter(folder: Path | str = WEIGHTS) -> StableDiffusionPipeline:
     """The trained painter in float32, quiet.
 
     Raises:
@@ -133,12 +133,12 @@ def load(folder: Path | str = WEIGHTS) -> StableDiffusionPipeline:
     return pipe
 
 
-def save(pipe: Any, folder: Path, record: dict[str, Any]) -> None:
+def save_painter(pipe: Any, folder: Path, record: dict[str, Any]) -> None:
     """Write weights (float16 safetensors), configurations, tokenizer and the training's record."""
     folder.mkdir(parents=True, exist_ok=True)
     pipe.to(torch.float16).save_pretrained(folder)
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    for path in folder.rglob("*.json"):  # where the run that this one goes on from lay is nobody's
+    for path in folder.rglob("*.json"):  # leave out the folder that the run started from
         held = json.loads(path.read_text(encoding="utf-8"))
         if held.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(held, indent=2) + "\n", encoding="utf-8")
@@ -156,7 +156,7 @@ def subjects(name: str, start: int, count: int) -> list[int]:
     """
     found: list[int] = []
     while len(found) < count:
-        seed = split(name, start)
+        seed = seed_of_split(name, start)
         start += 1
         if len(layout(seed)) <= OBJECTS:
             found.append(seed)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from turbovlm.errors import InputError
 from turbovlm_lab.grammar import ATTRIBUTES, Describable
 from turbovlm_lab.kinds import Kind, kind_of, some
-from turbovlm_lab.scenes import draw
+from turbovlm_lab.scenes import draw_integer
 
 FEWEST_SCENES = 8  # of a pool; from so many on, a statement is found soon
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -20,7 +20,7 @@ _SIDES = ("left", "right")
 _TRIES = 1000
 
 
-class Pair(NamedTuple):
+class ScenePair(NamedTuple):
     """Two scenes by their place in the pool, and whether the statement is true of them."""
 
     left: int
@@ -28,15 +28,15 @@ class Pair(NamedTuple):
     label: bool
 
 
-class Group(NamedTuple):
+class StatementGroup(NamedTuple):
     """A statement about a kind of objects and four pairs of scenes: it is true of two."""
 
     statement: str
     about: Kind
-    pairs: tuple[Pair, ...]
+    pairs: tuple[ScenePair, ...]
 
 
-def group(pool: Sequence[Sequence[Describable]], seed: int) -> Group:
+def group(pool: Sequence[Sequence[Describable]], seed: int) -> StatementGroup:
     """A statement with pairs of ``pool``; the same pool and seed give the same.
 
     As each statement is as often true as false, its words alone decide nothing. Among the true
@@ -55,26 +55,26 @@ def group(pool: Sequence[Sequence[Describable]], seed: int) -> Group:
     rng = RandomState(seed)
     apart = ~np.eye(len(pool), dtype=bool)
     for _ in range(_TRIES):
-        form = _FORMS[draw(rng, 0, len(_FORMS))]
-        item = pool[draw(rng, 0, len(pool))][0]
+        form = _FORMS[draw_integer(rng, 0, len(_FORMS))]
+        item = pool[draw_integer(rng, 0, len(pool))][0]
         # objects in all cannot be told apart from none: every scene has some
         fewest = 1 if form in (_both, _only, _neither) else 0
-        kind = kind_of(item, some(rng, ATTRIBUTES[:3], draw(rng, fewest, 3)))
+        kind = kind_of(item, some(rng, ATTRIBUTES[:3], draw_integer(rng, fewest, 3)))
         counts = np.array([kind.count(objects) for objects in pool])
         statement, true = form(kind, counts, rng)
         picked = [_pick(counts, apart & (true == label), rng) for label in (True, False)]
         if all(len(places) == 2 for places in picked):
             pairs = [
-                Pair(left, right, label)
+                ScenePair(left, right, label)
                 for label, places in zip((True, False), picked, strict=True)
                 for left, right in places
             ]
             shuffled = tuple(pairs[index] for index in rng.permutation(len(pairs)))
-            return Group(statement, kind, shuffled)
+            return StatementGroup(statement, kind, shuffled)
     raise InputError("no statement is true of two pairs and false of two: take other scenes")
 
 
-def vocabulary() -> tuple[str, ...]:
+def statement_vocabulary() -> tuple[str, ...]:
     """The words of statements that captions, kinds and questions do not have."""
     words = "total in both images contain only one image contains neither has more than exactly"
     words += " have the same number of is there are"
@@ -91,8 +91,8 @@ def _pick(
     for _ in range(min(2, len(left))):
         free = np.setdiff1d(np.arange(len(left)), picked)
         values = np.unique(both[free])
-        free = free[both[free] == values[draw(rng, 0, len(values))]]
-        picked.append(int(free[draw(rng, 0, len(free))]))
+        free = free[both[free] == values[draw_integer(rng, 0, len(values))]]
+        picked.append(int(free[draw_integer(rng, 0, len(free))]))
     return [(int(left[index]), int(right[index])) for index in picked]
 
 
@@ -104,7 +104,7 @@ Stated = tuple[str, NDArray[np.bool_]]
 def _total(kind: Kind, counts: NDArray[np.int64], rng: RandomState) -> Stated:
     total = counts[:, None] + counts
     places = np.argwhere(total > 0)
-    left, right = places[draw(rng, 0, len(places))]
+    left, right = places[draw_integer(rng, 0, len(places))]
     number = int(total[left, right])
     verb = "is" if number == 1 else "are"
     return f"there {verb} {_number(number, kind)} in total", total == number
@@ -112,15 +112,15 @@ def _total(kind: Kind, counts: NDArray[np.int64], rng: RandomState) -> Stated:
 
 def _exactly(kind: Kind, counts: NDArray[np.int64], rng: RandomState) -> Stated:
     values = np.unique(counts[counts > 0])
-    number = int(values[draw(rng, 0, len(values))])
-    side = draw(rng, 0, 2)
+    number = int(values[draw_integer(rng, 0, len(values))])
+    side = draw_integer(rng, 0, 2)
     text = f"the {_SIDES[side]} image contains exactly {_number(number, kind)}"
     here = (counts[:, None], counts[None, :])[side] == number
     return text, np.broadcast_to(here, (len(counts), len(counts)))
 
 
 def _more(kind: Kind, counts: NDArray[np.int64], rng: RandomState) -> Stated:
-    side = draw(rng, 0, 2)
+    side = draw_integer(rng, 0, 2)
     text = f"the {_SIDES[side]} image has more {kind.plural} than the {_SIDES[1 - side]} image"
     true = counts[:, None] > counts
     return text, true.T if side else true

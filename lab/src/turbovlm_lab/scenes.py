@@ -102,7 +102,7 @@ class Scene:
         return describe(self.objects)
 
 
-def split(name: str, index: int) -> int:
+def seed_of_split(name: str, index: int) -> int:
     """Seed of scene number ``index`` of the "train", "validation" or "test" split.
 
     The three splits own disjoint ranges of seeds, a thousand million each.
@@ -123,7 +123,7 @@ def scene(seed: int) -> Scene:
         paint = np.asarray(COLOURS[item.colour]) + rng.randint(-10, 11, 3, dtype=np.int64)
         box = canvas[item.top : item.top + item.side, item.left : item.left + item.side]
         box[shape_mask(item.shape, item.side)] = paint
-    strength = draw(rng, 4, 10)
+    strength = draw_integer(rng, 4, 10)
     canvas += rng.randint(-strength, strength + 1, (SIDE, SIDE, 1), dtype=np.int16)
     image = np.clip(canvas, 0, 255).astype(np.uint8)
     return Scene(seed, image, objects)
@@ -173,29 +173,29 @@ def _polygon(
 
 def _draw_objects(rng: RandomState) -> tuple[Object, ...]:
     # Distinct cells keep objects apart; sorted cells put them in reading order.
-    number = draw(rng, 1, MAX_OBJECTS + 1)
+    number = draw_integer(rng, 1, MAX_OBJECTS + 1)
     cells = np.sort(rng.permutation(GRID * GRID)[:number])
     objects = []
     for cell in cells:
         row, column = divmod(int(cell), GRID)
-        size = SIZES[draw(rng, 0, len(SIZES))]
-        shape = SHAPES[draw(rng, 0, len(SHAPES))]
-        colour = tuple(COLOURS)[draw(rng, 0, len(COLOURS))]
+        size = SIZES[draw_integer(rng, 0, len(SIZES))]
+        shape = SHAPES[draw_integer(rng, 0, len(SHAPES))]
+        colour = tuple(COLOURS)[draw_integer(rng, 0, len(COLOURS))]
         low, high = SIZE_PIXELS[size]
-        side = draw(rng, low, high + 1)
-        left = draw(rng, _CELL_EDGES[column] + 2, _CELL_EDGES[column + 1] - side - 1)
-        top = draw(rng, _CELL_EDGES[row] + 2, _CELL_EDGES[row + 1] - side - 1)
+        side = draw_integer(rng, low, high + 1)
+        left = draw_integer(rng, _CELL_EDGES[column] + 2, _CELL_EDGES[column + 1] - side - 1)
+        top = draw_integer(rng, _CELL_EDGES[row] + 2, _CELL_EDGES[row + 1] - side - 1)
         objects.append(Object(shape, colour, size, row, column, left, top, side))
     return tuple(objects)
 
 
 def _background(rng: RandomState) -> NDArray[np.int16]:
     """A muted texture, int16 (224, 224, 3), near enough to 0..255 to be clipped later."""
-    kind = BACKGROUNDS[draw(rng, 0, len(BACKGROUNDS))]
-    base = draw(rng, 70, 141) + rng.randint(-15, 16, 3, dtype=np.int16)
+    kind = BACKGROUNDS[draw_integer(rng, 0, len(BACKGROUNDS))]
+    base = draw_integer(rng, 70, 141) + rng.randint(-15, 16, 3, dtype=np.int16)
     tint = rng.randint(-3, 4, 3, dtype=np.int16)
-    contrast, period = draw(rng, 10, 26), draw(rng, 8, 33)
-    across, down = ((1, 0), (0, 1), (1, 1), (1, -1))[draw(rng, 0, 4)]
+    contrast, period = draw_integer(rng, 10, 26), draw_integer(rng, 8, 33)
+    across, down = ((1, 0), (0, 1), (1, 1), (1, -1))[draw_integer(rng, 0, 4)]
     axis = np.arange(SIDE, dtype=np.int16)
     ramp = across * axis[None, :] + down * axis[:, None] + SIDE
     if kind == "stripes":
@@ -211,7 +211,7 @@ def _background(rng: RandomState) -> NDArray[np.int16]:
     return base + level + tint * (level // 8)
 
 
-def draw(rng: RandomState, low: int, high: int) -> int:
+def draw_integer(rng: RandomState, low: int, high: int) -> int:
     """An integer from ``low`` up to but not ``high``, the same on every platform."""
     # The default integer of randint differs between platforms; the type given here does not.
     return int(rng.randint(low, high, dtype=np.int64))

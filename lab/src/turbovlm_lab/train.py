@@ -26,8 +26,8 @@ from torch.multiprocessing import get_context
 from torch.nn import functional
 
 from turbovlm_lab import captioner
-from turbovlm_lab.data import PATCHES, TARGETS, Batch, Scenes, collate, pixels
-from turbovlm_lab.evaluate import evaluate
+from turbovlm_lab.data import PATCHES, TARGETS, Batch, SceneDataset, collate, pixels
+from turbovlm_lab.evaluate import evaluate_captioner
 from turbovlm_lab.grammar import Accuracy
 
 
@@ -58,7 +58,7 @@ def losses(model: Any, reader: PatchReader, batch: Batch) -> tuple[Tensor, Tenso
 
 
 @dataclass(frozen=True)
-class Plan:
+class CaptionerTraining:
     """Settings of a run. It ends at ``steps`` or after ``minutes``, whichever comes first, and
     the learning rate falls along a half cosine to whichever end is nearer."""
 
@@ -96,15 +96,15 @@ class Link:
         return self.gradients[turn].mean(dim=0), float(self.done[turn])
 
 
-def train(
-    plan: Plan, model: Any, report: Callable[[int, float, str], None] = lambda *_: None
+def train_captioner(
+    plan: CaptionerTraining, model: Any, report: Callable[[int, float, str], None] = lambda *_: None
 ) -> Accuracy:
     """Train ``model`` in place, keeping in ``plan.out`` the weights that score best.
 
     ``report`` is called after every step with its number, the share done (0 to 1) and a line of
     text that is empty on most steps. Returns the best accuracy on the validation scenes.
     """
-    processor = captioner.build_processor()
+    processor = captioner.build_caption_processor()
     reader = PatchReader(model.config.vision_config.hidden_size)
     size = sum(p.numel() for p in (*model.parameters(), *reader.parameters()))
     link = Link(plan.processes, size)
@@ -120,7 +120,7 @@ def train(
     for step, done, text in _steps(plan, model, reader, link, 0):
         minutes = (time.monotonic() - start) / 60
         if step % plan.check_every == 0 or done >= 1:
-            score = evaluate(model, processor, "validation", plan.check_scenes)
+            score = evaluate_captioner(model, processor, "validation", plan.check_scenes)
             if best is None or score.precision + score.recall >= best.precision + best.recall:
                 best = score
                 record = {
@@ -130,7 +130,7 @@ def train(
                     "minutes": round(minutes, 1),
                     "validation": asdict(score),
                 }
-                save(model, processor, plan.out, record)
+                save_captioner(model, processor, plan.out, record)
             text += f" precision {score.precision:.4f} recall {score.recall:.4f}"
             text += f" exact {score.exact:.3f} count {score.count:.3f}"
         elif step % 50:
@@ -142,14 +142,16 @@ def train(
     return best
 
 
-def _follow(plan: Plan, model: Any, reader: PatchReader, link: Link, rank: int) -> None:
+def _follow(
+    plan: CaptionerTraining, model: Any, reader: PatchReader, link: Link, rank: int
+) -> None:
     """Body of the other processes: the same steps, on their own scenes."""
     for _ in _steps(plan, copy.deepcopy(model), copy.deepcopy(reader), link, rank):
         pass
 
 
 def _steps(
-    plan: Plan, model: Any, reader: PatchReader, link: Link, rank: int
+    plan: CaptionerTraining, model: Any, reader: PatchReader, link: Link, rank: int
 ) -> Iterator[tuple[int, float, str]]:
     """Take the steps of one process; yields their number, the share done and the losses.
 
@@ -164,7 +166,7 @@ def _steps(
     ]
     optimiser = torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.98), fused=True)
     # Ten million scenes for each seed of a run, so that runs do not share any.
-    scenes = Scenes("train", plan.steps * plan.batch, start=plan.seed * 10_000_000)
+    scenes = SceneDataset("train", plan.steps * plan.batch, start=plan.seed * 10_000_000)
     start = time.monotonic()
     done, step = 0.0, 0
     model.train()
@@ -194,7 +196,7 @@ def _gradient(parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
-def save(model: Any, processor: Any, folder: Path, record: dict[str, Any]) -> None:
+def save_captioner(model: Any, processor: Any, folder: Path, record: dict[str, Any]) -> None:
     """Write weights (float32 safetensors), configuration, tokenizer, processor and record."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
@@ -211,7 +213,7 @@ def half_cosine(done: float) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of ``python -m turbovlm_lab.train``."""
-    default = Plan()
+    default = CaptionerTraining()
     parser = argparse.ArgumentParser(prog="python -m turbovlm_lab.train", description=__doc__)
     parser.add_argument("--steps", type=int, default=default.steps, help="of 32 scenes each")
     parser.add_argument("--minutes", type=float, default=default.minutes, help="stop after these")
@@ -220,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=default.processes, help="one core each")
     given = parser.parse_args(arguments)
     torch.manual_seed(given.seed)
-    plan = Plan(**vars(given))
+    plan = CaptionerTraining(**vars(given))
     with Progress() as bar:
         task = bar.add_task("training", total=1.0)
 
@@ -229,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if text:
                 bar.console.print(f"step {step} {text}", highlight=False)
 
-        best = train(plan, captioner.build_model(), report)
+        best = train_captioner(plan, captioner.build_captioner(), report)
     print(f"best validation precision {best.precision:.4f}, recall {best.recall:.4f}")
 
 

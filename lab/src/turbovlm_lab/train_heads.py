@@ -21,15 +21,15 @@ from torch import Tensor, nn
 
 from turbovlm_lab import captioner, heads
 from turbovlm_lab.data import pixels
-from turbovlm_lab.lessons import LESSONS, Bank, bank
-from turbovlm_lab.scenes import scene, split
+from turbovlm_lab.lessons import LESSONS, EncodedScenes, encoded_scenes
+from turbovlm_lab.scenes import scene, seed_of_split
 
 _BATCH = 32
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Settings of a run; ``minutes`` do not count the time to fill the bank with ``scenes``."""
+class HeadTraining:
+    """Settings of a run; ``minutes`` do not count the time to encode ``scenes``."""
 
     head: str
     minutes: float = 20.0
@@ -42,13 +42,13 @@ class Plan:
     out: Path = captioner.WEIGHTS
 
 
-def fill(
+def encode_scenes(
     see: Callable[[Tensor], Tensor],
     name: str,
     start: int,
     number: int,
     report: Callable[[float], None],
-) -> Bank:
+) -> EncodedScenes:
     """What ``see`` of a lesson makes of consecutive scenes of a split.
 
     Args:
@@ -60,17 +60,19 @@ def fill(
     """
     states, objects = [], []
     for first in range(0, number, _BATCH):
-        drawn = [scene(split(name, start + i)) for i in range(first, min(first + _BATCH, number))]
+        drawn = [
+            scene(seed_of_split(name, start + i)) for i in range(first, min(first + _BATCH, number))
+        ]
         images = pixels(torch.from_numpy(np.stack([item.image for item in drawn])))
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             states.append(see(images).half())
         objects += [item.objects for item in drawn]
         report(len(objects) / number)
-    return bank(torch.cat(states), objects)
+    return encoded_scenes(torch.cat(states), objects)
 
 
-def train(
-    plan: Plan,
+def train_head(
+    plan: HeadTraining,
     report: Callable[[int, float, str], None] = lambda *_: None,
     filled: Callable[[float], None] = lambda _: None,
 ) -> dict[str, float]:
@@ -85,13 +87,13 @@ def train(
             that answers questions, not that one.
     """
     torch.manual_seed(plan.seed)
-    model, processor = heads.build_model(plan.head), heads.build_processor()
+    model, processor = heads.build_head(plan.head), heads.build_head_processor()
     model.load_state_dict(heads.shared_weights(plan.out), strict=False)
     lesson = LESSONS[plan.head](model, processor.tokenizer)
     if plan.head != "vqa":
         lesson.begin(heads.own_weights("vqa", plan.out))
-    scenes = fill(lesson.see, "train", plan.seed * 10_000_000, plan.scenes, filled)
-    check = fill(lesson.see, "validation", 0, plan.check_scenes, lambda _: None)
+    scenes = encode_scenes(lesson.see, "train", plan.seed * 10_000_000, plan.scenes, filled)
+    check = encode_scenes(lesson.see, "validation", 0, plan.check_scenes, lambda _: None)
     parameters = lesson.parameters()
     groups = [
         {"params": [p for p in parameters.values() if p.ndim > 1], "weight_decay": 0.05},
@@ -131,7 +133,7 @@ def train(
                 "validation scenes": plan.check_scenes,
                 "validation": {name: round(value, 4) for name, value in scores.items()},
             }
-            heads.save(model, plan.head, record, lesson.trained, plan.out)
+            heads.save_head(model, plan.head, record, lesson.trained, plan.out)
         report(step, done, text)
     return scores
 
@@ -140,11 +142,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of ``python -m turbovlm_lab.train_heads``."""
     parser = argparse.ArgumentParser(prog="python -m turbovlm_lab.train_heads", description=__doc__)
     parser.add_argument("head", choices=heads.HEADS)
-    parser.add_argument("--minutes", type=float, default=Plan.minutes, help="of training")
-    parser.add_argument("--scenes", type=int, default=Plan.scenes, help="65 kB of memory each")
-    parser.add_argument("--rate", type=float, default=Plan.rate, help="highest learning rate")
-    parser.add_argument("--seed", type=int, default=Plan.seed, help="0 to 99")
-    parser.add_argument("--out", type=Path, default=Plan.out, help="folder for the weights")
+    parser.add_argument("--minutes", type=float, default=HeadTraining.minutes, help="of training")
+    parser.add_argument(
+        "--scenes", type=int, default=HeadTraining.scenes, help="65 kB of memory each"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=HeadTraining.rate, help="highest learning rate"
+    )
+    parser.add_argument("--seed", type=int, default=HeadTraining.seed, help="0 to 99")
+    parser.add_argument("--out", type=Path, default=HeadTraining.out, help="folder for the weights")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)  # a step is made of small operations
     with Progress() as bar:
@@ -156,7 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if text:
                 bar.console.print(f"step {step} {text}", highlight=False)
 
-        train(Plan(**vars(given)), report, lambda done: bar.update(filling, completed=done))
+        train_head(
+            HeadTraining(**vars(given)), report, lambda done: bar.update(filling, completed=done)
+        )
 
 
 if __name__ == "__main__":

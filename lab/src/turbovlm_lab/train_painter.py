@@ -27,7 +27,7 @@ from torch.nn import functional
 from turbovlm_lab import captioner, painter
 from turbovlm_lab.data import caption_tokens
 from turbovlm_lab.grammar import Accuracy, attribute_accuracy, describe
-from turbovlm_lab.looking import cells, reading, wanted
+from turbovlm_lab.looking import cell_of_tokens, guided_painting, words_to_attend
 from turbovlm_lab.scenes import Scene, layout, scene
 from turbovlm_lab.train import Link, half_cosine
 
@@ -39,7 +39,7 @@ _KEEP = 0.999  # of the running mean of the weights, which is what is saved
 
 
 @dataclass(frozen=True)
-class Plan:
+class PainterTraining:
     """Settings of a run; the learning rates fall to nothing at the end of the minutes."""
 
     autoencoder_minutes: float = 6.0
@@ -55,7 +55,9 @@ class Plan:
     start: Path | None = None
 
 
-def scenes(plan: Plan, batch: int, rank: int = 0, ranks: int = 1) -> list[Scene]:
+def training_scenes(
+    plan: PainterTraining, batch: int, rank: int = 0, ranks: int = 1
+) -> list[Scene]:
     """One process's share of a batch from the training split, ten million for each seed of a run.
 
     A run that goes on from another one's weights sees other scenes.
@@ -65,13 +67,15 @@ def scenes(plan: Plan, batch: int, rank: int = 0, ranks: int = 1) -> list[Scene]
     return [scene(seed) for seed in seeds[rank::ranks]]
 
 
-def train_autoencoder(plan: Plan, vae: Any, report: Callable[[int, float, str], None]) -> None:
+def train_autoencoder(
+    plan: PainterTraining, vae: Any, report: Callable[[int, float, str], None]
+) -> None:
     """Train in place: absolute error of the pixels, and a little of the latent's divergence."""
     optimiser = torch.optim.AdamW(vae.parameters(), lr=plan.rate, weight_decay=0.0, fused=True)
     begun, step, done = time.monotonic(), 0, 0.0
     while done < 1:
         done = min(1.0, (time.monotonic() - begun) / (60 * plan.autoencoder_minutes))
-        pixels = painter.shrink([s.image for s in scenes(plan, step, 0, 2)])
+        pixels = painter.shrink([s.image for s in training_scenes(plan, step, 0, 2)])
         for group in optimiser.param_groups:
             group["lr"] = plan.rate * min((step + 1) / 100, 0.01 + 0.99 * half_cosine(done))
         with torch.autocast("cpu", torch.bfloat16):
@@ -85,16 +89,16 @@ def train_autoencoder(plan: Plan, vae: Any, report: Callable[[int, float, str], 
         step += 1
         report(step, done, f"autoencoder error {error.item():.4f}" if step % 50 == 0 else "")
     with torch.no_grad():
-        pixels = painter.shrink([s.image for s in scenes(plan, 0)])
+        pixels = painter.shrink([s.image for s in training_scenes(plan, 0)])
         spread = vae.encode(pixels).latent_dist.mean.std().item()
     vae.register_to_config(scaling_factor=1 / spread)
 
 
-def loss(pipe: Any, batch: Sequence[Scene], rng: RandomState) -> tuple[Tensor, Tensor]:
+def painter_loss(pipe: Any, batch: Sequence[Scene], rng: RandomState) -> tuple[Tensor, Tensor]:
     """Of one batch at random times: the squared error of the velocity, and the missed attention."""
     scheduler = pipe.scheduler
     tokens = np.stack([caption_tokens(s.caption if rng.rand() >= _DROPPED else "") for s in batch])
-    looks = wanted(tokens, [s.objects for s in batch])
+    looks = words_to_attend(tokens, [s.objects for s in batch])
     with torch.no_grad():
         latent = pipe.vae.encode(painter.shrink([s.image for s in batch])).latent_dist.mean
         latent = latent * pipe.vae.config.scaling_factor
@@ -103,17 +107,21 @@ def loss(pipe: Any, batch: Sequence[Scene], rng: RandomState) -> tuple[Tensor, T
     # times, where the layout is decided, come more often
     place = np.sqrt((np.arange(len(batch)) + rng.rand(len(batch))) / len(batch))
     times = torch.from_numpy(place * scheduler.config.num_train_timesteps).long()
-    with torch.autocast("cpu", torch.bfloat16), reading(pipe.unet, looks) as missed:
+    with torch.autocast("cpu", torch.bfloat16), guided_painting(pipe.unet, looks) as missed:
         text = pipe.text_encoder(torch.from_numpy(tokens)).last_hidden_state
         drawn = pipe.unet(scheduler.add_noise(latent, noise, times), times, text).sample
     wrong = (drawn.float() - scheduler.get_velocity(latent, noise, times)).square().mean(1)
     # the weight follows the caption alone, so that what is best in each pixel stays the mean
-    named = ~looks[:, :, 0][:, cells(wrong.shape[-1])]  # [CLS] is for the cells without a clause
+    named = ~looks[:, :, 0][
+        :, cell_of_tokens(wrong.shape[-1])
+    ]  # [CLS] is for the cells without a clause
     weight = torch.where(named, NAMED, 1.0)
     return (wrong * weight).sum() / weight.sum(), torch.stack(missed).mean()
 
 
-def train(plan: Plan, pipe: Any, report: Callable[[int, float, str], None]) -> Accuracy:
+def train_painter(
+    plan: PainterTraining, pipe: Any, report: Callable[[int, float, str], None]
+) -> Accuracy:
     """Train text encoder and UNet of ``pipe`` in place and save the running mean of the weights.
 
     Returns the accuracy of the last check.
@@ -136,7 +144,7 @@ def train(plan: Plan, pipe: Any, report: Callable[[int, float, str], None]) -> A
                 for slow, fast in pairs:
                     slow.lerp_(fast, 1 - keep)
         if step % plan.check_every == 0 or done >= 1:
-            score = check(mean, plan.check_scenes)
+            score = read_back(mean, plan.check_scenes)
             record = {
                 "seed": plan.seed,
                 "step": step,
@@ -145,7 +153,7 @@ def train(plan: Plan, pipe: Any, report: Callable[[int, float, str], None]) -> A
                 "validation": asdict(score),
                 "before": _record(plan.start),
             }
-            painter.save(copy.deepcopy(mean), plan.out, record)
+            painter.save_painter(copy.deepcopy(mean), plan.out, record)
             text += f" read: precision {score.precision:.3f} recall {score.recall:.3f}"
         elif step % 50:
             text = ""
@@ -154,12 +162,14 @@ def train(plan: Plan, pipe: Any, report: Callable[[int, float, str], None]) -> A
     return score
 
 
-def _follow(plan: Plan, pipe: Any, link: Link, rank: int) -> None:
+def _follow(plan: PainterTraining, pipe: Any, link: Link, rank: int) -> None:
     for _ in _steps(plan, pipe, link, rank):
         pass
 
 
-def _steps(plan: Plan, pipe: Any, link: Link, rank: int) -> Iterator[tuple[int, float, str]]:
+def _steps(
+    plan: PainterTraining, pipe: Any, link: Link, rank: int
+) -> Iterator[tuple[int, float, str]]:
     """The steps of one process, on its own share of the scenes; one thread each."""
     torch.set_num_threads(1)
     pipe.unet.to(memory_format=torch.channels_last)
@@ -171,7 +181,7 @@ def _steps(plan: Plan, pipe: Any, link: Link, rank: int) -> Iterator[tuple[int, 
     begun, step, done = time.monotonic(), 0, 0.0
     while done < 1:
         step += 1
-        error, missed = loss(pipe, scenes(plan, step, rank, plan.processes), rng)
+        error, missed = painter_loss(pipe, training_scenes(plan, step, rank, plan.processes), rng)
         (error + HINT * missed).backward()
         gradient = nn.utils.parameters_to_vector(
             [torch.zeros_like(p) if p.grad is None else p.grad.contiguous() for p in parameters]
@@ -196,7 +206,7 @@ def _record(folder: Path | None) -> Any:
     return json.loads((folder / "training.json").read_text(encoding="utf-8"))
 
 
-def check(pipe: Any, number: int) -> Accuracy:
+def read_back(pipe: Any, number: int) -> Accuracy:
     """Draw validation captions and read them with the lab's captioner."""
     objects = [layout(seed) for seed in painter.subjects("validation", 0, number)]
     pipe.set_progress_bar_config(disable=True)
@@ -206,14 +216,14 @@ def check(pipe: Any, number: int) -> Accuracy:
         guidance_scale=painter.GUIDANCE,
         generator=torch.Generator().manual_seed(0),
     ).images
-    reader = captioner.load()
+    reader = captioner.load_captioner()
     large = [np.array(image.resize((224, 224), 3)) for image in drawn]
-    return attribute_accuracy(captioner.caption(*reader, large), objects)
+    return attribute_accuracy(captioner.write_captions(*reader, large), objects)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of ``python -m turbovlm_lab.train_painter``."""
-    default = Plan()
+    default = PainterTraining()
     parser = argparse.ArgumentParser(
         prog="python -m turbovlm_lab.train_painter", description=__doc__
     )
@@ -223,10 +233,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=default.out, help="folder for the weights")
     parser.add_argument("--start", type=Path, help="go on from these weights, anew")
     parser.add_argument("--processes", type=int, default=default.processes, help="one core each")
-    plan = Plan(**vars(parser.parse_args(arguments)))
+    plan = PainterTraining(**vars(parser.parse_args(arguments)))
     torch.manual_seed(plan.seed)
-    pipe = painter.build() if plan.start is None else painter.load(plan.start)
-    stages = (("autoencoder", train_autoencoder), ("painter", train))
+    pipe = painter.build_painter() if plan.start is None else painter.load_painter(plan.start)
+    stages = (("autoencoder", train_autoencoder), ("painter", train_painter))
     with Progress() as bar:
         for name, body in stages[plan.start is not None :]:
             task = bar.add_task(name, total=1.0)

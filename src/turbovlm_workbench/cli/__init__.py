@@ -21,6 +21,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         if find_spec(package) is None:
             print(f"error: {MissingExtra(package, 'cli')}", file=sys.stderr)
             sys.exit(2)
-    from turbovlm_workbench.cli.app import run
+    from turbovlm_workbench.cli.app import run_command
 
-    sys.exit(run(sys.argv[1:] if argv is None else argv))
+    sys.exit(run_command(sys.argv[1:] if argv is None else argv))

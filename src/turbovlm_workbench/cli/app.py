@@ -12,16 +12,16 @@ import typer
 import turbovlm
 from turbovlm.errors import TurboError
 from turbovlm_workbench.cli.arguments import join_command, join_values
-from turbovlm_workbench.cli.bench import bench
-from turbovlm_workbench.cli.check import check
-from turbovlm_workbench.cli.demo import demo
-from turbovlm_workbench.cli.eval import evaluate
-from turbovlm_workbench.cli.eval_generation import evaluate_generation
-from turbovlm_workbench.cli.flops import flops
-from turbovlm_workbench.cli.generate import generate
-from turbovlm_workbench.cli.models import models
-from turbovlm_workbench.cli.sweep import sweep
-from turbovlm_workbench.cli.tune import tune
+from turbovlm_workbench.cli.bench import bench_command
+from turbovlm_workbench.cli.check import check_command
+from turbovlm_workbench.cli.demo import demo_command
+from turbovlm_workbench.cli.eval import eval_command
+from turbovlm_workbench.cli.eval_generation import eval_generation_command
+from turbovlm_workbench.cli.flops import flops_command
+from turbovlm_workbench.cli.generate import generate_command
+from turbovlm_workbench.cli.models import models_command
+from turbovlm_workbench.cli.sweep import sweep_command
+from turbovlm_workbench.cli.tune import tune_command
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,16 +29,16 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(demo)
-app.command()(bench)
-app.command()(generate)
-app.command("eval")(evaluate)
-app.command("eval generation")(evaluate_generation)
-app.command()(sweep)
-app.command()(tune)
-app.command()(flops)
-app.command()(check)
-app.command()(models)
+app.command()(demo_command)
+app.command()(bench_command)
+app.command()(generate_command)
+app.command("eval")(eval_command)
+app.command("eval generation")(eval_generation_command)
+app.command()(sweep_command)
+app.command()(tune_command)
+app.command()(flops_command)
+app.command()(check_command)
+app.command()(models_command)
 
 INTERRUPTED = 130
 # Read by libraries when they load, which is after the command line has been read.
@@ -89,7 +89,7 @@ def top(
     """
 
 
-def run(argv: Sequence[str]) -> int:
+def run_command(argv: Sequence[str]) -> int:
     """Run one command line; the exit code is returned and errors are one line on stderr."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)

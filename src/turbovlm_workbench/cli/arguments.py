@@ -105,7 +105,7 @@ def numbers(text: str, flag: str) -> list[float]:
     return found
 
 
-def share(text: str, flag: str) -> float:
+def read_share(text: str, flag: str) -> float:
     """``"1%"`` or ``"0.01"`` to a share above 0 and below 1.
 
     Raises:

@@ -10,7 +10,7 @@ import typer
 from turbovlm_workbench.cli.arguments import Beams, Device, Dtype, Weights, names, whole_numbers
 
 
-def bench(
+def bench_command(
     model: Annotated[
         str,
         typer.Argument(
@@ -73,17 +73,17 @@ def bench(
     from turbovlm_workbench.cli.output import check_writable, progress_bar, show, write_json
     from turbovlm_workbench.compare import bench as benching
     from turbovlm_workbench.compare.samples import show_some
-    from turbovlm_workbench.compare.variants import settings
+    from turbovlm_workbench.compare.variants import merge_settings
     from turbovlm_workbench.data.images import ImageFolder
     from turbovlm_workbench.load.device import pick_device, pick_dtype
     from turbovlm_workbench.load.models import load, with_labels
 
     # Whatever can be wrong is found here, before the model is loaded and the long run begins.
-    merges = settings(
+    merges = merge_settings(
         whole_numbers(r, "--r"), names(method, "--method"), [alpha], collapse=collapse
     )
     place = pick_device(device)
-    plan = benching.Plan(batch, place, pick_dtype(dtype, place), compiled, fused, rounds)
+    plan = benching.BenchPlan(batch, place, pick_dtype(dtype, place), compiled, fused, rounds)
     check_writable(json, "--json")
     check_writable(html, "--html")
     if html is not None:
@@ -92,12 +92,12 @@ def bench(
     folder = ImageFolder.open(images, labels)
     with progress_bar() as progress:
         task = with_labels(load(model, weights, beams=beams), folder.labels)
-        report = benching.run(task, folder, merges, plan, progress)
+        report = benching.run_bench(task, folder, merges, plan, progress)
         shown = None if html is None else show_some(task, folder, report)
     write_json(report, json)
     show(report)
     if html is not None and shown is not None:
-        from turbovlm_workbench.report.page import page
+        from turbovlm_workbench.report.page import bench_page
 
-        html.write_text(page(report, *shown, title=f"turbovlm on {model}"), encoding="utf-8")
+        html.write_text(bench_page(report, *shown, title=f"turbovlm on {model}"), encoding="utf-8")
         print(f"page: {html}")

@@ -9,7 +9,7 @@ import typer
 from turbovlm_workbench.cli.arguments import MODEL_HELP, whole_numbers
 
 
-def check(
+def check_command(
     model: Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL")],
     r: Annotated[
         str, typer.Option("--r", help="Tokens removed in every block.", metavar="INT")
@@ -31,7 +31,7 @@ def check(
     from turbovlm_workbench.cli.output import print_json, print_parts, progress_bar
     from turbovlm_workbench.compare.check import check_model
     from turbovlm_workbench.load.skeleton import outline
-    from turbovlm_workbench.report.check import lines
+    from turbovlm_workbench.report.check import check_lines
 
     amounts = whole_numbers(r, "--r")
     if len(amounts) > 1:
@@ -39,11 +39,11 @@ def check(
     config = Merge(r=amounts[0])
     with progress_bar() as progress:
         progress(f"building {model}", 0, 2)
-        bones = outline(model, size=size)
+        on_meta = outline(model, size=size)
         progress("checking", 1, 2)
-        found = check_model(bones, config)
+        found = check_model(on_meta, config)
     if json:
         print_json(found.to_dict())
     else:
-        print_parts(lines(found))
+        print_parts(check_lines(found))
     return 0 if found.fits else 1

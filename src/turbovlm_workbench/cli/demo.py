@@ -11,7 +11,7 @@ PAGE, PAINTED = Path("turbovlm-demo.html"), Path("turbovlm-demo-generate.html")
 ROUNDS, SECONDS, BATCH = 8, 30.0, 32
 
 
-def demo(
+def demo_command(
     generate: Annotated[
         bool, typer.Option("--generate", help="Draw pictures from captions instead.")
     ] = False,
@@ -50,15 +50,15 @@ def _caption(html: Path, json: Path | None) -> None:
     from turbovlm_workbench.cli.output import progress_bar, show, write_json
     from turbovlm_workbench.compare import bench as benching
     from turbovlm_workbench.compare.samples import show_some
-    from turbovlm_workbench.compare.variants import settings
-    from turbovlm_workbench.demo.captioner import METHODS, RS, SCENES, Scenes, captioning
+    from turbovlm_workbench.compare.variants import merge_settings
+    from turbovlm_workbench.demo.captioner import METHODS, RS, SCENES, UnseenScenes, captioning
     from turbovlm_workbench.load.device import pick_device
 
-    plan = benching.Plan(BATCH, pick_device(None), fused=True, rounds=ROUNDS, seconds=SECONDS)
+    plan = benching.BenchPlan(BATCH, pick_device(None), fused=True, rounds=ROUNDS, seconds=SECONDS)
     with progress_bar() as progress:
-        scenes = Scenes.unseen(SCENES)
+        scenes = UnseenScenes.unseen(SCENES)
         task = captioning(scenes)
-        report = benching.run(task, scenes, settings(RS, METHODS), plan, progress)
+        report = benching.run_bench(task, scenes, merge_settings(RS, METHODS), plan, progress)
         samples, setting = show_some(task, scenes, report)
     write_json(report, json)
     for sample in samples:
@@ -67,10 +67,10 @@ def _caption(html: Path, json: Path | None) -> None:
     print()
     show(report)
 
-    from turbovlm_workbench.report.page import page
+    from turbovlm_workbench.report.page import bench_page
 
     title = "turbovlm: a small captioner, faster"
-    html.write_text(page(report, samples, setting, title), encoding="utf-8")
+    html.write_text(bench_page(report, samples, setting, title), encoding="utf-8")
     print(f"page: {html}")
 
 
@@ -78,8 +78,13 @@ def _paint(html: Path, json: Path | None) -> None:
     import json as text
 
     from turbovlm_workbench.cli.output import print_parts, progress_bar
-    from turbovlm_workbench.demo.painter import demo as painting
-    from turbovlm_workbench.report.generation import notes, page, table, verdict
+    from turbovlm_workbench.demo.painter import painter_demo as painting
+    from turbovlm_workbench.report.generation import (
+        picture_notes,
+        picture_page,
+        picture_table,
+        picture_verdict,
+    )
 
     with progress_bar() as progress:
         shown = painting(progress)
@@ -90,11 +95,11 @@ def _paint(html: Path, json: Path | None) -> None:
     right = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shown.right.items())
     print_parts(
         "\n".join(drawn.prompts),
-        table(drawn),
-        "\n".join(notes(drawn)),
+        picture_table(drawn),
+        "\n".join(picture_notes(drawn)),
         f"drawn right, as the built-in captioner reads the pictures: {right}",
-        verdict(drawn),
+        picture_verdict(drawn),
     )
     title = "turbovlm: a small painter, faster"
-    html.write_text(page(drawn, title, shown.said, shown.right), encoding="utf-8")
+    html.write_text(picture_page(drawn, title, shown.said, shown.right), encoding="utf-8")
     print(f"page: {html}")

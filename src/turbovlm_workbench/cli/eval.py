@@ -13,7 +13,7 @@ from turbovlm.errors import ConfigError
 from turbovlm_workbench.cli.arguments import MODEL_HELP, Beams, Device, Dtype, Weights
 
 
-def evaluate(
+def eval_command(
     task: Annotated[
         str,
         typer.Argument(
@@ -80,28 +80,28 @@ def evaluate(
     """
     from turbovlm_workbench.cli.output import print_json, print_parts, progress_bar
     from turbovlm_workbench.load.device import pick_device, pick_dtype
-    from turbovlm_workbench.report.evaluation import broken, heading, table
+    from turbovlm_workbench.report.evaluation import broken, evaluation_table, heading
+    from turbovlm_workbench.run.processes import join_processes
     from turbovlm_workbench.run.result import difference
-    from turbovlm_workbench.run.run import SCORES, Plan, run
-    from turbovlm_workbench.run.team import gather
+    from turbovlm_workbench.run.runner import SCORES, RunPlan, run_task
     from turbovlm_workbench.tasks.evaluate.build import Request, build
 
     merge = _setting(r, method, alpha, config)
     request = Request(model, data, images, answers, split, weights, beams, top, limit)
-    team = gather(pick_device(device))
+    processes = join_processes(pick_device(device))
     file = None if weights is None else weights.name
     asked = {"beams": beams, "top": top, "dtype": dtype, "weights": file}
-    plan = Plan(out, team, batch, pick_dtype(dtype, team.device), workers, asked)
-    with progress_bar() if team.leads else nullcontext(_silent) as progress:
+    plan = RunPlan(out, processes, batch, pick_dtype(dtype, processes.device), workers, asked)
+    with progress_bar() if processes.leads else nullcontext(_silent) as progress:
         evaluation = build(task, request)
-        done = run(evaluation, merge, plan, progress)
+        done = run_task(evaluation, merge, plan, progress)
     if done is None:
         return
     gaps = None if against is None else difference(out / SCORES, against / SCORES)
     if json:
         print_json(done if gaps is None else {**done, "difference": gaps})
         return
-    shown = table(evaluation.measures, done, gaps)
+    shown = evaluation_table(evaluation.measures, done, gaps)
     print_parts(heading(done), shown, *broken(done), f"predictions: {out}")
 
 

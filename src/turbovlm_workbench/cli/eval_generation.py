@@ -14,7 +14,7 @@ from turbovlm_workbench.cli.arguments import Device, Dtype, numbers
 from turbovlm_workbench.cli.generate import PIPELINE_HELP, Guidance, Negative, Size, Steps
 
 
-def evaluate_generation(
+def eval_generation_command(
     model: Annotated[str, typer.Option(help=PIPELINE_HELP)],
     out: Annotated[
         Path,
@@ -85,11 +85,11 @@ def evaluate_generation(
     from turbovlm_workbench.generation.fid import load_fid
     from turbovlm_workbench.generation.pipeline import check_pipeline, load_pipeline
     from turbovlm_workbench.generation.prompts import read_prompts, repeat
+    from turbovlm_workbench.load.by_task import load_matching
     from turbovlm_workbench.load.device import pick_device, pick_dtype
-    from turbovlm_workbench.load.vlm import load_matcher
-    from turbovlm_workbench.report.evaluation import heading, table
-    from turbovlm_workbench.run.run import Plan, run
-    from turbovlm_workbench.run.team import gather
+    from turbovlm_workbench.report.evaluation import evaluation_table, heading
+    from turbovlm_workbench.run.processes import join_processes
+    from turbovlm_workbench.run.runner import RunPlan, run_task
     from turbovlm_workbench.tasks.evaluate.generation import Generation, Reference
 
     merge = _setting(ratio, method, config)
@@ -102,20 +102,20 @@ def evaluate_generation(
         raise ConfigError("--fid-weights are of the Inception network: leave --features out")
     compared = None if reference is None else Reference.open(reference)
     check_pipeline(model)
-    team = gather(pick_device(device))
-    number_format = pick_dtype(dtype, team.device)
+    processes = join_processes(pick_device(device))
+    number_format = pick_dtype(dtype, processes.device)
     kept = {"steps": drawing.steps, "guidance": drawing.guidance, "size": size}
     kept |= {"negative": negative, "dtype": dtype}
-    plan = Plan(out, team, batch, number_format, 0, kept)
-    with progress_bar() if team.leads else nullcontext(_silent) as progress:
+    plan = RunPlan(out, processes, batch, number_format, 0, kept)
+    with progress_bar() if processes.leads else nullcontext(_silent) as progress:
         # the small models first: what is wrong with them shows at once
-        scores = team.leads and compared is not None
-        fid = load_fid(features, fid_weights, team.device) if scores else None
-        judge = load_matcher(clip) if clip is not None and team.leads else None
-        if judge is not None:
-            judge.model.to(team.device)
+        scores = processes.leads and compared is not None
+        fid = load_fid(features, fid_weights, processes.device) if scores else None
+        scorer = load_matching(clip) if clip is not None and processes.leads else None
+        if scorer is not None:
+            scorer.model.to(processes.device)
         evaluation = Generation(
-            load_pipeline(model, number_format, team.device),
+            load_pipeline(model, number_format, processes.device),
             model,
             asked,
             drawing,
@@ -123,18 +123,18 @@ def evaluate_generation(
             seed=seed,
             reference=compared,
             fid=fid,
-            clip=judge,
-            leads=team.leads,
+            clip=scorer,
+            leads=processes.leads,
             progress=progress,
         )
-        done = run(evaluation, merge, plan, progress)
+        done = run_task(evaluation, merge, plan, progress)
     if done is None:
         return
     if json:
         print_json(done)
         return
     note = f"features: {done['features']}" if "features" in done else ""
-    parts = [heading(done), table(evaluation.measures, done), note, f"pictures: {out}"]
+    parts = [heading(done), evaluation_table(evaluation.measures, done), note, f"pictures: {out}"]
     print_parts(*(part for part in parts if part))
 
 

@@ -11,7 +11,7 @@ from turbovlm_workbench.cli.arguments import MODEL_HELP, names, whole_numbers
 R, METHOD = "4 8 12 16", "turbo"
 
 
-def flops(
+def flops_command(
     model: Annotated[
         str | None,
         typer.Argument(help=MODEL_HELP, metavar="MODEL"),
@@ -65,16 +65,18 @@ def flops(
 def _model(model: str, size: int | None, r: str, method: str, as_json: bool) -> int:
     from turbovlm_workbench.cli.output import print_json, print_parts, progress_bar
     from turbovlm_workbench.compare.operations import count_model
-    from turbovlm_workbench.compare.variants import settings
+    from turbovlm_workbench.compare.variants import merge_settings
     from turbovlm_workbench.report import operations as report
 
-    merges = settings(whole_numbers(r, "--r"), names(method, "--method"))
+    merges = merge_settings(whole_numbers(r, "--r"), names(method, "--method"))
     with progress_bar() as progress:
         counted = count_model(model, merges, progress, size=size)
     if as_json:
         print_json(counted.to_dict())
     else:
-        print_parts(counted.what, report.settings(counted), report.parts(counted), report.NOTE)
+        print_parts(
+            counted.what, report.operations_table(counted), report.parts(counted), report.NOTE
+        )
     return 0
 
 
@@ -90,5 +92,5 @@ def _paper(as_json: bool) -> int:
         counted = [row.to_dict() for row in rows]
         print_json({"tolerance": TOLERANCE, "equal": equal, "rows": counted})
     else:
-        print_parts(report.table(rows), report.NOTES, report.verdict(rows))
+        print_parts(report.paper_table(rows), report.NOTES, report.paper_verdict(rows))
     return 0 if equal else 1

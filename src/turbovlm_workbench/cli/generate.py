@@ -21,7 +21,7 @@ Size = Annotated[
 Negative = Annotated[str | None, typer.Option(help="What not to draw.", metavar="TEXT")]
 
 
-def generate(
+def generate_command(
     model: Annotated[str, typer.Argument(help=PIPELINE_HELP, metavar="MODEL")],
     prompt: Annotated[
         list[str], typer.Option(help="What to draw; may be given several times.", metavar="TEXT")
@@ -70,14 +70,23 @@ def generate(
     from turbovlm.errors import ConfigError, require
     from turbovlm_workbench.cli.output import check_writable, print_json, print_parts, progress_bar
     from turbovlm_workbench.data.images import read_image
-    from turbovlm_workbench.generation.compare import check_plan, run, settings
+    from turbovlm_workbench.generation.compare import (
+        check_plan,
+        compare_pictures,
+        restore_settings,
+    )
     from turbovlm_workbench.generation.draw import Drawing
     from turbovlm_workbench.generation.pipeline import check_pipeline, load_pipeline
     from turbovlm_workbench.load.device import pick_device, pick_dtype
-    from turbovlm_workbench.report.generation import grid, notes, table, verdict
+    from turbovlm_workbench.report.generation import (
+        grid,
+        picture_notes,
+        picture_table,
+        picture_verdict,
+    )
 
     # Whatever can be wrong is found here, before the model is loaded.
-    merges = settings(numbers(ratio, "--ratio"), names(method, "--method"), min_tokens)
+    merges = restore_settings(numbers(ratio, "--ratio"), names(method, "--method"), min_tokens)
     check_plan(prompt, seed, rounds)
     start = None if image is None else read_image(image)
     drawing = Drawing(steps, guidance, size, negative, start, strength).of(model)
@@ -90,11 +99,16 @@ def generate(
     check_pipeline(model)
     with progress_bar() as progress:
         pipe = load_pipeline(model, number_format, place, image=image is not None)
-        drawn = run(
+        drawn = compare_pictures(
             pipe, model, prompt, merges, drawing, seed=seed, rounds=rounds, progress=progress
         )
         grid(drawn, out)
     if json:
         print_json({**drawn.to_dict(), "out": str(out)})
         return
-    print_parts(table(drawn), "\n".join(notes(drawn)), verdict(drawn), f"pictures: {out}")
+    print_parts(
+        picture_table(drawn),
+        "\n".join(picture_notes(drawn)),
+        picture_verdict(drawn),
+        f"pictures: {out}",
+    )

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 
-def models(
+def models_command(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the page docs/models.md.")

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from turbovlm.errors import InputError
-from turbovlm_workbench.compare.rows import Report
+from turbovlm_workbench.compare.rows import BenchReport
 
 WIDTH = 160  # columns that the widest table needs
 
@@ -37,21 +37,21 @@ def check_writable(path: Path | None, flag: str) -> None:
         path.unlink()
 
 
-def write_json(report: Report, path: Path | None) -> None:
+def write_json(report: BenchReport, path: Path | None) -> None:
     """The report as a JSON file."""
     if path is not None:
         path.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
-def show(report: Report) -> None:
+def show(report: BenchReport) -> None:
     """Table, notes and advice on stdout."""
-    from turbovlm_workbench.report.table import notes, table
+    from turbovlm_workbench.report.table import bench_notes, bench_table
 
     # Numbers are never cut: a narrow terminal wraps the lines, a file or a pipe takes them whole.
     console = Console(width=max(WIDTH, Console().width), soft_wrap=True)
-    console.print(table(report), no_wrap=True, crop=False)
+    console.print(bench_table(report), no_wrap=True, crop=False)
     console.print()
-    for note in notes(report):
+    for note in bench_notes(report):
         console.print(note, style="dim", highlight=False, markup=False)
     console.print()
     console.print(report.advice, style="bold", highlight=False, markup=False)

@@ -19,7 +19,7 @@ from turbovlm_workbench.cli.arguments import (
 )
 
 
-def sweep(
+def sweep_command(
     model: Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL")],
     images: Annotated[
         Path, typer.Option(help="Folder of images, searched with its subfolders.", metavar="DIR")
@@ -72,17 +72,17 @@ def sweep(
     from turbovlm_workbench.cli.output import check_writable, print_parts, progress_bar
     from turbovlm_workbench.compare import bench
     from turbovlm_workbench.compare.sweep import Sweep
-    from turbovlm_workbench.compare.variants import settings
+    from turbovlm_workbench.compare.variants import merge_settings
     from turbovlm_workbench.data.images import ImageFolder
     from turbovlm_workbench.load.device import pick_device, pick_dtype
     from turbovlm_workbench.load.models import load, with_labels
-    from turbovlm_workbench.report.sweep import KINDS, draw, lines, table
+    from turbovlm_workbench.report.sweep import KINDS, draw_sweep, sweep_lines, sweep_table
 
     weighed = [None] if alpha is None else numbers(alpha, "--alpha")
     shapes = numbers(inflection, "--inflection")
-    merges = settings(whole_numbers(r, "--r"), names(method, "--method"), weighed, shapes)
+    merges = merge_settings(whole_numbers(r, "--r"), names(method, "--method"), weighed, shapes)
     place = pick_device(device)
-    plan = bench.Plan(batch, place, pick_dtype(dtype, place), fused=fused, rounds=rounds)
+    plan = bench.BenchPlan(batch, place, pick_dtype(dtype, place), fused=fused, rounds=rounds)
     check_writable(json, "--json")
     check_writable(plot, "--plot")
     if plot is not None:
@@ -92,10 +92,10 @@ def sweep(
     folder = ImageFolder.open(images, labels)
     with progress_bar() as progress:
         task = with_labels(load(model, weights, beams=beams), folder.labels)
-        found = Sweep.of(bench.run(task, folder, merges, plan, progress))
+        found = Sweep.of(bench.run_bench(task, folder, merges, plan, progress))
     if json is not None:
         json.write_text(text.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
-    print_parts(table(found), "\n".join(lines(found)), found.report.advice)
+    print_parts(sweep_table(found), "\n".join(sweep_lines(found)), found.report.advice)
     if plot is not None:
-        draw(found, plot)
+        draw_sweep(found, plot)
         print(f"plot: {plot}")

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from turbovlm_workbench.cli.arguments import MODEL_HELP, Beams, Device, Dtype, Weights, share
+from turbovlm_workbench.cli.arguments import MODEL_HELP, Beams, Device, Dtype, Weights, read_share
 
 OUT = Path("turbo.json")
 
 
-def tune(
+def tune_command(
     model: Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL")],
     images: Annotated[
         Path,
@@ -41,25 +41,25 @@ def tune(
     """Find the fastest setting whose loss stays within a promise, and save it.
 
     A third of the images is searched with, the rest validates the result. Without labels the
-    unmerged model is the judge. The exit code is 0 if a setting was saved and 1 if none is worth
-    it. Example:
+    unmerged model is the reference. The exit code is 0 if a setting was saved, 1 if none is
+    worth it. Example:
 
       turbovlm tune timm:vit_base_patch16_224 --images photos --max-loss 1%
     """
     from turbovlm_workbench.cli.output import check_writable, print_json, print_parts, progress_bar
-    from turbovlm_workbench.compare.bench import Plan
+    from turbovlm_workbench.compare.bench import BenchPlan
     from turbovlm_workbench.data.images import ImageFolder
     from turbovlm_workbench.load.device import pick_device, pick_dtype
     from turbovlm_workbench.load.models import load, with_labels
-    from turbovlm_workbench.report.tune import lines, table
+    from turbovlm_workbench.report.tune import tune_lines, tune_table
     from turbovlm_workbench.tune import tune as tuning
 
-    promise = share(max_loss, "--max-loss")
+    promise = read_share(max_loss, "--max-loss")
     place = pick_device(device)
-    plan = Plan(batch, place, pick_dtype(dtype, place), rounds=rounds)
+    plan = BenchPlan(batch, place, pick_dtype(dtype, place), rounds=rounds)
     check_writable(out, "--out")
     folder = ImageFolder.open(images, labels)
-    tuning.split(len(folder), seed)  # refuses too few before the model is loaded
+    tuning.split_images(len(folder), seed)  # refuses too few before the model is loaded
     with progress_bar() as progress:
         task = with_labels(load(model, weights, beams=beams), folder.labels)
         found = tuning.tune(task, folder, promise, plan, seed=seed, progress=progress)
@@ -68,5 +68,5 @@ def tune(
     if json:
         print_json(found.to_dict())
     else:
-        print_parts(table(found), "\n".join(lines(found, out)))
+        print_parts(tune_table(found), "\n".join(tune_lines(found, out)))
     return 0 if found.chosen is not None else 1

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from turbovlm_workbench.compare.rows import Row
+from turbovlm_workbench.compare.rows import BenchRow
 from turbovlm_workbench.tasks.base import Task
 
 GAIN = 1.03  # a smaller speed-up is not worth a changed model
@@ -14,7 +14,7 @@ NOISE = 0.2  # an interval wider than this share of the speed-up says nothing
 TIE = 0.05  # settings this close in speed, or closer, are told apart by quality
 
 
-def choose(task: Task[Any], rows: Sequence[Row], images: int) -> Row | None:
+def choose(task: Task[Any], rows: Sequence[BenchRow], images: int) -> BenchRow | None:
     """The fastest setting whose loss is small; None if there is none.
 
     Settings of one speed are told apart by their agreement, and where that differs by less than
@@ -44,7 +44,9 @@ def _error(one: float, other: float, images: int) -> float:
     return math.sqrt(sum(max(share * (1 - share), 0.0) for share in (one, other)) / images)
 
 
-def advise(task: Task[Any], rows: Sequence[Row], *, images: int, batch: int, device: str) -> str:
+def advise(
+    task: Task[Any], rows: Sequence[BenchRow], *, images: int, batch: int, device: str
+) -> str:
     """One sentence: the setting to use and the line that switches it on, or why there is none.
 
     Args:
@@ -70,7 +72,7 @@ def advise(task: Task[Any], rows: Sequence[Row], *, images: int, batch: int, dev
     return _no_gain([row for row in rows if row.config is not None], batch, device)
 
 
-def _faster(rows: Sequence[Row]) -> list[Row]:
+def _faster(rows: Sequence[BenchRow]) -> list[BenchRow]:
     return [
         row
         for row in rows
@@ -78,7 +80,7 @@ def _faster(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _quality(task: Task[Any], row: Row, unmerged: Row) -> str:
+def _quality(task: Task[Any], row: BenchRow, unmerged: BenchRow) -> str:
     parts = []
     for measure in task.measures():
         now, before = row.quality[measure.key], unmerged.quality[measure.key]
@@ -89,7 +91,7 @@ def _quality(task: Task[Any], row: Row, unmerged: Row) -> str:
     return ", ".join(parts)
 
 
-def _no_gain(merged: Sequence[Row], batch: int, device: str) -> str:
+def _no_gain(merged: Sequence[BenchRow], batch: int, device: str) -> str:
     if not merged:
         return "Nothing was merged: give --r a value above 0."
     best = max(merged, key=lambda row: row.speedup.value)

@@ -17,8 +17,13 @@ from turbovlm.errors import ConfigError, ModelError
 from turbovlm.measure import Timing, compare, environment, flops, peak_memory
 from turbovlm.measure.speed import Ratio
 from turbovlm_workbench.compare.advice import advise, choose
-from turbovlm_workbench.compare.rows import Report, Row
-from turbovlm_workbench.compare.variants import Setting, build, compile_all, work
+from turbovlm_workbench.compare.rows import BenchReport, BenchRow
+from turbovlm_workbench.compare.variants import (
+    BenchSetting,
+    build_settings,
+    compile_all,
+    same_operations,
+)
 from turbovlm_workbench.data.images import Images
 from turbovlm_workbench.tasks.base import Task, batches, calling, summarize
 
@@ -29,7 +34,7 @@ Progress = Callable[[str, int, int], object]
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchPlan:
     """How to measure.
 
     Args:
@@ -56,13 +61,13 @@ class Plan:
                 raise ConfigError(f"--{name} must be at least 1, got {getattr(self, name)}")
 
 
-def run(
+def run_bench(
     task: Task[Any],
     images: Images,
     merges: Sequence[Merge],
-    plan: Plan,
+    plan: BenchPlan,
     progress: Progress = lambda stage, done, total: None,
-) -> Report:
+) -> BenchReport:
     """Measure the unmerged model and every merge.
 
     Args:
@@ -78,12 +83,12 @@ def run(
         TurboError: whatever `turbovlm.apply` refuses.
     """
     task.model.to(device=plan.device, dtype=plan.dtype)
-    built = build(task.model, merges, fused=plan.fused)
+    built = build_settings(task.model, merges, fused=plan.fused)
     batch = min(plan.batch, len(images))
     pixels = task.pixels([images.image(index) for index in range(batch)])
     quality = _quality(task, built, images, batch, progress)
     # Where only the value of alpha differs the operations are the same: one stands for all.
-    kinds = {setting.name: (setting.fused, work(setting.config)) for setting in built}
+    kinds = {setting.name: (setting.fused, same_operations(setting.config)) for setting in built}
     measured = {kinds[setting.name]: setting for setting in reversed(built)}
     first = [setting for setting in built if measured[kinds[setting.name]] is setting]
     tokens = _tokens(task, first, pixels[:1])
@@ -99,7 +104,7 @@ def run(
     for setting in built:
         name, base = measured[kinds[setting.name]].name, setting.baseline
         rows.append(
-            Row(
+            BenchRow(
                 name=setting.name,
                 config=setting.config,
                 fused=setting.fused,
@@ -116,7 +121,7 @@ def run(
             )
         )
     kind = plan.device.type
-    return Report(
+    return BenchReport(
         model=task.name,
         task=task.kind,
         images=len(images),
@@ -134,7 +139,7 @@ def run(
     )
 
 
-def _tokens(task: Task[Any], built: Sequence[Setting], pixels: Tensor) -> dict[str, int]:
+def _tokens(task: Task[Any], built: Sequence[BenchSetting], pixels: Tensor) -> dict[str, int]:
     """Sequence length after the last block, by setting."""
     counts: dict[str, int] = {}
     whole = 0
@@ -148,7 +153,7 @@ def _tokens(task: Task[Any], built: Sequence[Setting], pixels: Tensor) -> dict[s
 
 
 def _quality(
-    task: Task[Any], built: Sequence[Setting], images: Images, batch: int, progress: Progress
+    task: Task[Any], built: Sequence[BenchSetting], images: Images, batch: int, progress: Progress
 ) -> dict[str, Mapping[str, float]]:
     measures = (*task.measures(), task.loss)
     scores: dict[str, list[dict[str, float]]] = {setting.name: [] for setting in built}
@@ -164,7 +169,11 @@ def _quality(
 
 
 def _run_batch(
-    task: Task[Any], built: Sequence[Setting], pixels: Tensor, plan: Plan, progress: Progress
+    task: Task[Any],
+    built: Sequence[BenchSetting],
+    pixels: Tensor,
+    plan: BenchPlan,
+    progress: Progress,
 ) -> tuple[dict[str, float | None], dict[str, Timing]]:
     """Peak memory in MiB and the times of one call, by setting."""
     device = plan.device

@@ -96,32 +96,32 @@ class Check:
         return {**data, "config": self.config.to_dict(), "fits": self.fits}
 
 
-def check_model(bones: Skeleton, config: Merge) -> Check:
+def check_model(on_meta: Skeleton, config: Merge) -> Check:
     """Look for towers, run the self-check on each kind of block, and count one merged forward.
 
     Args:
-        bones: a model on the meta device, with its inputs if they are known.
+        on_meta: a model on the meta device, with its inputs if they are known.
         config: what would be merged.
 
     Raises:
         ConfigError: if the setting does not fit the model's depth, or the model refuses it.
     """
-    model = bones.model
+    model = on_meta.model
     found = survey(model, hosts.rows(), hosts.REFUSALS)
     towers = tuple(_examine(model, t, config, t in found.patched) for t in found.towers)
     if not towers:
         suggested = None if found.reasons else draft(model)
         problem = None if suggested is None else _problem(suggested, config)
         row = None if suggested is None else suggested.row
-        return Check(bones.name, bones.what, config, (), found.reasons, row, problem)
-    result = Check(bones.name, bones.what, config, towers, found.reasons)
-    if not result.fits or not bones.inputs:
+        return Check(on_meta.name, on_meta.what, config, (), found.reasons, row, problem)
+    result = Check(on_meta.name, on_meta.what, config, towers, found.reasons)
+    if not result.fits or not on_meta.inputs:
         return result
-    base = flops(model, bones.inputs)
+    base = flops(model, on_meta.inputs)
     apply_rows(model, config, hosts.rows())
     try:
         with recording(model) as run:
-            merged = flops(model, bones.inputs)
+            merged = flops(model, on_meta.inputs)
             traces = iter(run.traces)
     finally:
         remove(model)

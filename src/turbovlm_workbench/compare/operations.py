@@ -81,31 +81,31 @@ def count_model(
     """
     merges = [merge for merge in merges if merge.r != 0]
     progress(f"building {name}", 0, len(merges) + 1)
-    bones = skeleton(name, size=size)
-    base = flops(bones.model, bones.inputs)
+    on_meta = skeleton(name, size=size)
+    base = flops(on_meta.model, on_meta.inputs)
     parts = _parts(base)
     costs: list[Cost] = []
     start = None
     for index, merge in enumerate(merges, 1):
         title = f"{merge.method} r={merge.r}"
         progress(title, index, len(merges) + 1)
-        start, left, count = _merged(bones, merge)
+        start, left, count = _merged(on_meta, merge)
         costs.append(
             Cost(title, merge, left, count.gflops, base.macs / count.macs, _split(count, parts))
         )
     unmerged = Cost(UNMERGED, None, start, base.gflops, 1.0, _split(base, parts))
-    return Operations(name, bones.what, (unmerged, *costs))
+    return Operations(name, on_meta.what, (unmerged, *costs))
 
 
-def _merged(bones: Skeleton, merge: Merge) -> tuple[int, int, Flops]:
+def _merged(on_meta: Skeleton, merge: Merge) -> tuple[int, int, Flops]:
     """Tokens before the first and after the last block of the first tower, and the count."""
-    with turbovlm.applied(bones.model, merge) as run:
-        count = flops(bones.model, bones.inputs)
+    with turbovlm.applied(on_meta.model, merge) as run:
+        count = flops(on_meta.model, on_meta.inputs)
         trace = run.trace
     limit = removable(trace.start, trace.prefix_tokens)
     if isinstance(merge.r, int) and merge.r > limit:
         raise ConfigError(
-            f"r={merge.r} does not fit {bones.name}: a block merges at most half of its tokens, "
+            f"r={merge.r} does not fit {on_meta.name}: a block merges at most half of its tokens, "
             f"which is {limit} of {trace.start}: give a smaller --r"
         )
     return trace.start, trace.tokens[-1], count

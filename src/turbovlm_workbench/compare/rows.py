@@ -15,7 +15,7 @@ UNMERGED, FUSED = "unmerged", "unmerged, fused attention"
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One setting, measured.
 
     Attributes:
@@ -69,7 +69,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
+class BenchReport:
     """A finished bench.
 
     Attributes:
@@ -99,7 +99,7 @@ class Report:
     rounds: int
     measures: tuple[Measure, ...]
     loss: Measure
-    rows: tuple[Row, ...]
+    rows: tuple[BenchRow, ...]
     advice: str
     advised: str | None
     environment: Mapping[str, Any]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import turbovlm
 from turbovlm.config import Merge
 from turbovlm.errors import ModelError
-from turbovlm_workbench.compare.rows import Report
+from turbovlm_workbench.compare.rows import BenchReport
 from turbovlm_workbench.data.images import Images
 from turbovlm_workbench.tasks.base import Task
 
@@ -45,7 +45,7 @@ class Sample:
 
 
 def show_some(
-    task: Task[Any], images: Images, report: Report, number: int = 6
+    task: Task[Any], images: Images, report: BenchReport, number: int = 6
 ) -> tuple[list[Sample], str]:
     """Samples from all over ``images``, under the advised setting or else a middle one.
 

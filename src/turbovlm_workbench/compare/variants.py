@@ -18,7 +18,7 @@ from turbovlm_workbench.tasks.base import Task
 
 
 @dataclass(frozen=True)
-class Setting:
+class BenchSetting:
     """What one row of the table runs."""
 
     name: str
@@ -28,7 +28,7 @@ class Setting:
     baseline: str
 
 
-def settings(
+def merge_settings(
     rs: Sequence[int],
     methods: Sequence[Any],
     alphas: Sequence[float | None] = (None,),
@@ -64,7 +64,9 @@ def settings(
     return list(dict.fromkeys(merges))
 
 
-def build(model: nn.Module, merges: Sequence[Merge], *, fused: bool = False) -> list[Setting]:
+def build_settings(
+    model: nn.Module, merges: Sequence[Merge], *, fused: bool = False
+) -> list[BenchSetting]:
     """The unmerged model, with ``fused`` the same with fused attention, then each merge.
 
     ``model`` itself stays untouched. All share its weights, so that a bench of twenty settings
@@ -76,24 +78,24 @@ def build(model: nn.Module, merges: Sequence[Merge], *, fused: bool = False) -> 
     """
     if fused:
         try:
-            turbovlm.fuse_attention(share(model))
+            turbovlm.fuse_attention(share_weights(model))
         except NothingToPatch as error:
             raise ModelError(
                 "--fused is for models that transformers ships without fused attention (BLIP): "
                 "leave it out, this model's attention is fused already"
             ) from error
-    built = [Setting(UNMERGED, share(model), None, False, UNMERGED)]
+    built = [BenchSetting(UNMERGED, share_weights(model), None, False, UNMERGED)]
     if fused:
-        built.append(Setting(FUSED, _fuse(share(model)), None, True, UNMERGED))
+        built.append(BenchSetting(FUSED, _fuse(share_weights(model)), None, True, UNMERGED))
     baseline = built[-1].name
     for merge in merges:
-        twin = _fuse(share(model)) if fused else share(model)
+        twin = _fuse(share_weights(model)) if fused else share_weights(model)
         turbovlm.apply(twin, merge)
-        built.append(Setting(title(merge), twin, merge, fused, baseline))
+        built.append(BenchSetting(merge_title(merge), twin, merge, fused, baseline))
     return built
 
 
-def title(merge: Merge) -> str:
+def merge_title(merge: Merge) -> str:
     """What to call a setting in a table: its method, and all that differs from the defaults."""
     fields = merge.to_dict()
     r = fields.pop("r", None)
@@ -103,7 +105,7 @@ def title(merge: Merge) -> str:
     return " ".join(words + [f"{k}={v}" for k, v in fields.items() if k not in ("kind", "method")])
 
 
-def work(merge: Merge | None) -> Merge | None:
+def same_operations(merge: Merge | None) -> Merge | None:
     """A setting of the same operations: the value of alpha changes who is merged, not how many.
 
     An alpha of 0 is a setting of its own, as it saves the guide's row.
@@ -111,13 +113,13 @@ def work(merge: Merge | None) -> Merge | None:
     return replace(merge, alpha=None) if merge is not None and merge.alpha else merge
 
 
-def share(model: nn.Module) -> nn.Module:
+def share_weights(model: nn.Module) -> nn.Module:
     """A copy with modules of its own and the same parameters and buffers."""
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})
 
 
-def compile_all(task: Task[Any], built: Sequence[Setting]) -> None:
+def compile_all(task: Task[Any], built: Sequence[BenchSetting]) -> None:
     """Compile the encoder of every setting as one graph, at its first call."""
     # Dynamo counts recompilations per line of code, and all settings run the same code.
     limit = 4 * (len(built) + 1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from turbovlm.errors import InputError
 from turbovlm_workbench.data.examples import Captioned
-from turbovlm_workbench.data.records import Record, distinct, find_image, load
+from turbovlm_workbench.data.records import Record, distinct, find_image, read_file
 
 
 def read_captions(data: Path, images: Path | None = None, split: str = "test") -> list[Captioned]:
@@ -32,7 +32,7 @@ def read_captions(data: Path, images: Path | None = None, split: str = "test") -
         InputError: naming the record, the field and the fix.
     """
     folder = data.parent if images is None else images
-    found = load(data)
+    found = read_file(data)
     entries = found.records("images") if isinstance(found, Record) and "images" in found else []
     if entries and "sentences" in entries[0]:
         return _karpathy(entries, folder, split, data)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from turbovlm.errors import InputError
 from turbovlm_workbench.data.examples import Question
-from turbovlm_workbench.data.records import Record, distinct, find_image, load
+from turbovlm_workbench.data.records import Record, distinct, find_image, read_file
 
 _COCO_NAME = re.compile(r"(?:COCO_\w+_)?(\d{12})\.(?:jpg|png)")
 
@@ -38,7 +38,7 @@ def read_questions(
         InputError: naming the record, the field and the fix.
     """
     folder = data.parent if images is None else images
-    found = load(data)
+    found = read_file(data)
     if isinstance(found, Record) and "questions" in found:
         if answers is None:
             raise found.error("the answers of VQA stand in a second file: give it with --answers")
@@ -56,7 +56,7 @@ Row = tuple[str, str, Question]
 
 
 def _vqa(questions: list[Record], answers: Path, images: Path) -> list[Row]:
-    found = load(answers)
+    found = read_file(answers)
     if isinstance(found, list):
         raise InputError(f'{answers} is no file of VQA annotations: give {{"annotations": [...]}}')
     annotations = distinct(

@@ -79,7 +79,7 @@ class Record:
         return value
 
 
-def load(path: Path) -> Record | list[Record]:
+def read_file(path: Path) -> Record | list[Record]:
     """Read a file of JSON or of JSON lines (one object a line), whatever its ending.
 
     Returns:
@@ -112,7 +112,7 @@ def load(path: Path) -> Record | list[Record]:
 
 def record_list(path: Path) -> list[Record]:
     """``load`` for layouts that are lists; a single object is a list of one."""
-    found = load(path)
+    found = read_file(path)
     return found if isinstance(found, list) else [found]
 
 

@@ -10,8 +10,8 @@ from functools import partial
 from PIL import Image
 
 from turbovlm_lab.grammar import Describable, attribute_accuracy
-from turbovlm_lab.scenes import Scene, scene, split
-from turbovlm_workbench.load.lab import load_lab
+from turbovlm_lab.scenes import Scene, scene, seed_of_split
+from turbovlm_workbench.load.lab import lab_captioner
 from turbovlm_workbench.tasks.caption import Caption
 
 SCENES = 64
@@ -20,15 +20,15 @@ METHODS = ("turbo", "redundancy", "semantics", "random")
 
 
 @dataclass(frozen=True)
-class Scenes:
+class UnseenScenes:
     """Generated images, in memory; see `turbovlm_workbench.data.images.Images`."""
 
     scenes: tuple[Scene, ...]
 
     @classmethod
-    def unseen(cls, number: int) -> Scenes:
+    def unseen(cls, number: int) -> UnseenScenes:
         """The first ``number`` scenes of the test split."""
-        return cls(tuple(scene(split("test", index)) for index in range(number)))
+        return cls(tuple(scene(seed_of_split("test", index)) for index in range(number)))
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -42,14 +42,14 @@ class Scenes:
         return Image.fromarray(self.scenes[index].image)
 
 
-def captioning(scenes: Scenes) -> Caption:
+def captioning(scenes: UnseenScenes) -> Caption:
     """The built-in captioner, greedy, with the true objects of ``scenes``.
 
     Raises:
         ModelError: if the package came without its weights.
         MissingExtra: if transformers is not installed.
     """
-    model = load_lab("captioner", None)
+    model = lab_captioner("captioner", None)
     truth = [partial(precision, item.objects) for item in scenes.scenes]
     return dataclasses.replace(model, name="the built-in captioner", truth=truth)
 

@@ -11,10 +11,15 @@ from turbovlm_lab import painter
 from turbovlm_lab.captioner import SIDE
 from turbovlm_lab.grammar import attribute_accuracy, parse
 from turbovlm_lab.scenes import scene
-from turbovlm_workbench.generation.compare import Comparison, Progress, run, settings
+from turbovlm_workbench.generation.compare import (
+    Comparison,
+    Progress,
+    compare_pictures,
+    restore_settings,
+)
 from turbovlm_workbench.generation.draw import Drawing
 from turbovlm_workbench.generation.pipeline import PAINTER, load_pipeline
-from turbovlm_workbench.load.lab import load_lab
+from turbovlm_workbench.load.lab import lab_captioner
 
 PROMPTS = 6
 RATIOS = (0.3, 0.5)
@@ -25,7 +30,7 @@ what they are spared."""
 
 
 @dataclass(frozen=True)
-class Demo:
+class PainterDemo:
     """What was drawn, and what the captioner makes of it.
 
     Attributes:
@@ -39,8 +44,8 @@ class Demo:
     right: dict[str, float]
 
 
-def demo(progress: Progress = lambda stage, done, total: None) -> Demo:
-    """Draw and judge.
+def painter_demo(progress: Progress = lambda stage, done, total: None) -> PainterDemo:
+    """Draw, and read the pictures with the captioner.
 
     Raises:
         ModelError: if the package came without its weights.
@@ -48,11 +53,11 @@ def demo(progress: Progress = lambda stage, done, total: None) -> Demo:
     """
     pipe = load_pipeline(PAINTER)
     prompts = [scene(seed).caption for seed in painter.subjects("test", 0, PROMPTS)]
-    drawn = run(
+    drawn = compare_pictures(
         pipe,
         "the built-in painter",
         prompts,
-        settings(RATIOS, METHODS, LEVEL),
+        restore_settings(RATIOS, METHODS, LEVEL),
         Drawing().of(PAINTER),
         progress=progress,
     )
@@ -60,11 +65,11 @@ def demo(progress: Progress = lambda stage, done, total: None) -> Demo:
     said = {side.name: captions(side.pictures) for side in drawn.sides}
     truths = [parse(prompt) for prompt in prompts]
     right = {name: attribute_accuracy(texts, truths).recall for name, texts in said.items()}
-    return Demo(drawn, said, right)
+    return PainterDemo(drawn, said, right)
 
 
 def captions(pictures: Sequence[Image.Image]) -> list[str]:
     """What the built-in captioner reads in pictures of any size."""
-    task = load_lab("captioner", None)
+    task = lab_captioner("captioner", None)
     large = [picture.convert("RGB").resize((SIDE, SIDE)) for picture in pictures]
     return task.outputs(task.model, task.pixels(large))

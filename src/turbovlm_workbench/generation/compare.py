@@ -18,7 +18,7 @@ from turbovlm.errors import ConfigError
 from turbovlm.measure import environment, flops
 from turbovlm.measure.speed import Ratio, Variant, compare
 from turbovlm_workbench.compare.rows import UNMERGED
-from turbovlm_workbench.generation.draw import Drawing, check_seed, draw
+from turbovlm_workbench.generation.draw import Drawing, check_seed, draw_pictures
 from turbovlm_workbench.generation.pipeline import denoiser
 from turbovlm_workbench.metrics.pictures import gap, psnr
 
@@ -98,7 +98,7 @@ class Comparison:
         return data
 
 
-def settings(
+def restore_settings(
     ratios: Sequence[float], methods: Sequence[Any], min_tokens: int = 0
 ) -> list[MergeRestore]:
     """Every combination, method by method, without repetitions.
@@ -119,13 +119,13 @@ def settings(
     return list(dict.fromkeys(merges))
 
 
-def title(merge: MergeRestore) -> str:
+def restore_title(merge: MergeRestore) -> str:
     """What to call a setting in a table: method and share of the tokens."""
     ratios = merge.ratio if isinstance(merge.ratio, tuple) else (merge.ratio,)
     return f"{merge.method} {', '.join(f'{100 * ratio:g}' for ratio in ratios)} %"
 
 
-def run(
+def compare_pictures(
     pipe: Any,
     name: str,
     prompts: Sequence[str],
@@ -161,7 +161,10 @@ def run(
     for merge in merges:  # all of them, before the first picture: a refusal costs no time
         with merging(pipe, merge):
             pass
-    names: dict[str, MergeRestore | None] = {UNMERGED: None, **{title(m): m for m in merges}}
+    names: dict[str, MergeRestore | None] = {
+        UNMERGED: None,
+        **{restore_title(m): m for m in merges},
+    }
     rounds = max(rounds, len(prompts))
     brushes = {key: _Brush(pipe, prompts, drawing, seed) for key in names}
     slot = iter(range(-len(names), rounds * len(names)))
@@ -244,7 +247,7 @@ class _Brush:
         index = max(self.calls - 1, 0) % len(self.prompts)
         drawing = self._short() if self.calls == 0 else self.drawing
         self.calls += 1
-        picture = draw(self.pipe, [self.prompts[index]], [self.seed + index], drawing)[0]
+        picture = draw_pictures(self.pipe, [self.prompts[index]], [self.seed + index], drawing)[0]
         if 1 < self.calls <= 1 + len(self.prompts):
             self.pictures.append(picture)
 

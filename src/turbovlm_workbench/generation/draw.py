@@ -117,7 +117,7 @@ def check_seed(seed: int) -> None:
         raise ConfigError(f"--seed must be in 0 .. 2^62 - 1, got {seed}")
 
 
-def draw(
+def draw_pictures(
     pipe: Any, prompts: Sequence[str], seeds: Sequence[int], drawing: Drawing
 ) -> list[Image.Image]:
     """One picture for each of the B prompts.

@@ -14,7 +14,7 @@ from torch import nn
 
 from turbovlm.errors import ModelError, require
 from turbovlm_workbench.checkpoint import cause
-from turbovlm_workbench.load.lab import load_painter
+from turbovlm_workbench.load.lab import lab_painter
 
 PAINTER = "lab:painter"
 INDEX = "model_index.json"
@@ -70,7 +70,7 @@ def load_pipeline(
     kind = diffusers.AutoPipelineForImage2Image if image else diffusers.AutoPipelineForText2Image
     with _quiet(diffusers):
         if name == PAINTER and not Path(name).is_dir():
-            pipe = load_painter().to(dtype)
+            pipe = lab_painter().to(dtype)
             pipe = kind.from_pipe(pipe) if image else pipe
         else:
             try:

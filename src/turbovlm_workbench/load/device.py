@@ -47,7 +47,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def _computes(dtype: torch.dtype, device: torch.device) -> bool:
     if dtype is torch.bfloat16 and device.type == "cuda":
-        # Older cards emulate bf16, which would time something nobody runs.
+        # Older cards emulate bf16, which would time what is not run in practice.
         return torch.cuda.is_bf16_supported(including_emulation=False)
     x = torch.ones(1, 1, 8, 8, dtype=dtype, device=device)
     try:

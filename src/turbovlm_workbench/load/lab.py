@@ -35,7 +35,7 @@ def require_lab() -> None:
         raise MissingLab
 
 
-def load_lab(name: str, weights: Path | None, *, beams: int = 1) -> Caption:
+def lab_captioner(name: str, weights: Path | None, *, beams: int = 1) -> Caption:
     """The built-in captioner.
 
     Raises:
@@ -53,7 +53,7 @@ def load_lab(name: str, weights: Path | None, *, beams: int = 1) -> Caption:
     require_lab()
     from turbovlm_lab import captioner
 
-    model, processor = captioner.load()
+    model, processor = captioner.load_captioner()
     return Caption(
         model,
         processor_prepare(processor.image_processor),
@@ -63,7 +63,7 @@ def load_lab(name: str, weights: Path | None, *, beams: int = 1) -> Caption:
     )
 
 
-def load_head(name: str) -> tuple[Any, Any]:
+def lab_head(name: str) -> tuple[Any, Any]:
     """A built-in model that answers, matches or judges, and its processor: ``vqa``, ``nlvr``, ...
 
     Raises:
@@ -73,10 +73,10 @@ def load_head(name: str) -> tuple[Any, Any]:
     require_lab()
     from turbovlm_lab import heads
 
-    return heads.load(name)
+    return heads.load_head(name)
 
 
-def load_painter() -> Any:
+def lab_painter() -> Any:
     """The built-in painter, a small Stable Diffusion pipeline.
 
     Raises:
@@ -86,7 +86,7 @@ def load_painter() -> Any:
     require_lab()
     from turbovlm_lab import painter
 
-    return painter.load()
+    return painter.load_painter()
 
 
 def painter_defaults() -> tuple[int, float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from turbovlm.errors import ConfigError
 from turbovlm_workbench.data.images import check_labels
-from turbovlm_workbench.load.lab import load_lab
+from turbovlm_workbench.load.lab import lab_captioner
 from turbovlm_workbench.load.libraries import load_open_clip, load_timm, load_torchvision
 from turbovlm_workbench.load.transformers import load_transformers
 from turbovlm_workbench.tasks.base import Task
@@ -38,7 +38,7 @@ def load(name: str, weights: str | Path | None = None, *, beams: int = BEAMS) ->
         raise ConfigError(f"--beams must be at least 1, got {beams}")
     library, _, short = name.partition(":")
     if library == "lab":
-        return load_lab(short, None if weights is None else Path(weights), beams=beams)
+        return lab_captioner(short, None if weights is None else Path(weights), beams=beams)
     if library in LIBRARIES and not Path(name).is_dir():
         return LIBRARIES[library](short, None if weights is None else Path(weights))
     if weights is not None:

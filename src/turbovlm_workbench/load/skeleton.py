@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from turbovlm.errors import ConfigError, ModelError, require
 from turbovlm.measure.flops import flops
 from turbovlm_workbench.checkpoint import cause
-from turbovlm_workbench.paper import register
+from turbovlm_workbench.paper import register_paper_models
 
 TEXT_TOKENS = 32
 """Length of the text, where a transformers model needs one beside the image."""
@@ -65,18 +65,18 @@ def skeleton(
         size: side of the image in pixels; None is the model's own.
 
     Raises:
-        ModelError: for a name that nobody knows, a configuration out of reach, a model that
+        ModelError: for an unknown name, a configuration out of reach, a model that
             takes no images, or one that does not run from an image and text alone.
         MissingExtra: if the library is not installed.
         ConfigError: for a size below 1.
     """
-    bones = outline(name, device, size=size)
-    if not bones.inputs:
+    on_meta = outline(name, device, size=size)
+    if not on_meta.inputs:
         raise ModelError(
-            f"{name} cannot be run from an image and text alone ({bones.what}): check the size, or "
-            "build it in Python and use turbovlm.flops"
+            f"{name} cannot be run from an image and text alone ({on_meta.what}): check the size, "
+            "or build it in Python and use turbovlm.flops"
         )
-    return bones
+    return on_meta
 
 
 def outline(name: str, device: str | torch.device = "meta", *, size: int | None = None) -> Skeleton:
@@ -154,7 +154,7 @@ def _tried(name: str, model: nn.Module, inputs: Mapping[str, Tensor]) -> Skeleto
 def _transformers(name: str, size: int | None) -> Skeleton:
     """The whole model from an image, or from an image and text, or else its vision tower."""
     transformers = require("transformers", "hf")
-    register()
+    register_paper_models()
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # OSError, ValueError, and whatever a broken file leads to

@@ -7,7 +7,7 @@ import importlib
 NAMES = ("nlvr", "minigptv2")
 
 
-def register() -> None:
+def register_paper_models() -> None:
     """Let transformers' Auto classes find the folders of these models.
 
     Importing a model registers its own name; this imports them all.

@@ -49,7 +49,7 @@ UNUSED_VISION = ("norm.", "fc_norm.", "head.")
 NAMES = {"post_layernorm.": "ln_vision.", **VISION_NAMES}
 
 
-def convert(
+def convert_minigptv2(
     checkpoint: str | Path,
     vision: str | Path,
     llama: str | Path,
@@ -126,7 +126,7 @@ def add_lora(llama: LlamaForCausalLM, trained: Mapping[str, Tensor], alpha: floa
             linear.weight.copy_(linear.weight.float() + alpha / len(a) * (b @ a))
 
 
-def published_key(key: str) -> str:
+def published_minigptv2_key(key: str) -> str:
     """The name that a weight of the vision encoder has in the published files."""
     for ours, theirs in NAMES.items():
         key = key.replace(ours, theirs)
@@ -170,7 +170,7 @@ def _read_vision(
     own = encoder.state_dict()
     wanted: dict[str, Tensor] = {}
     for key, value in own.items():
-        theirs = published_key(key)
+        theirs = published_minigptv2_key(key)
         if theirs.endswith("attn.qkv.bias"):  # theirs has none for the keys, ours has zeros
             for part in ("q_bias", "v_bias"):
                 wanted[theirs.replace("qkv.bias", part)] = value[: len(value) // 3]
@@ -186,7 +186,7 @@ def _read_vision(
         query, value = state[key], state[key.replace("q_bias", "v_bias")]
         parts = (query, torch.zeros_like(query), value)
         state[key.replace("q_bias", "qkv.bias")] = torch.cat(parts)
-    return {key: state[published_key(key)] for key in own}
+    return {key: state[published_minigptv2_key(key)] for key in own}
 
 
 def _check_llama(folder: Path) -> None:
@@ -237,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     given = parser.parse_args(argv)
     try:
-        model = convert(
+        model = convert_minigptv2(
             given.checkpoint, given.vision, given.llama, given.folder, alpha=given.alpha
         )
     except TurboError as error:

@@ -99,7 +99,7 @@ def denoise(model: nn.Module) -> object:
     return model(torch.zeros(1, 4, 64, 64), torch.zeros(()), torch.zeros(1, 77, 768))
 
 
-def caption(beams: int, steps: int, model: Any) -> None:
+def caption_model(beams: int, steps: int, model: Any) -> None:
     """BLIP: the encoder sees the image once, the decoder runs ``steps`` times on all beams.
 
     Cross-attention projects the image anew in each step, as the paper's code base does: its half

@@ -41,7 +41,7 @@ ENCODERS = ("visual_encoder.", "text_encoder.")
 NAMES = {"vision_model.": "visual_encoder.", **VISION_NAMES, "post_layernorm.": "norm."}
 
 
-def published_key(key: str) -> str:
+def published_nlvr_key(key: str) -> str:
     """The name that a weight of `BlipForNlvr` has in the published file."""
     if key.startswith("vision_model."):
         for ours, theirs in NAMES.items():
@@ -73,7 +73,7 @@ def load_published(
     state = read_weights(path)
     model = BlipForNlvr(NlvrConfig() if config is None else config).eval()
     own = model.state_dict()
-    wanted = {published_key(key): value for key, value in own.items()}
+    wanted = {published_nlvr_key(key): value for key, value in own.items()}
     single = any(old in key for key in state for old in SINGLE)
     if twin and not single:
         raise ModelError(f"{path} has no single cross-attention to double: leave out --twin")
@@ -86,11 +86,11 @@ def load_published(
     if single and not twin:
         fix = "it attends to one image: give model_base_nlvr.pth, or fine-tune this one with --twin"
     check_fit(state, wanted, path, "BLIP for NLVR2", fix)
-    model.load_state_dict({key: state[published_key(key)] for key in own})
+    model.load_state_dict({key: state[published_nlvr_key(key)] for key in own})
     return model
 
 
-def convert(
+def convert_nlvr(
     path: str | Path, folder: str | Path, config: NlvrConfig | None = None, *, twin: bool = False
 ) -> BlipForNlvr:
     """Write a published file as a model folder, with its image processor; returns the model.
@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from turbovlm_workbench.paper.nlvr import NlvrConfig
 
         config = NlvrConfig(vision_config={"image_size": given.image_size})
-        model = convert(given.checkpoint, given.folder, config, twin=given.twin)
+        model = convert_nlvr(given.checkpoint, given.folder, config, twin=given.twin)
     except TurboError as error:
         parser.error(str(error))
     millions = sum(p.numel() for p in model.parameters()) / 1e6

@@ -119,7 +119,7 @@ TABLE = (
         "ViT-B/16 at 384 px once; BERT decoder over 3 beams, prompt of 4 tokens, cross-attention "
         "keys and values anew in each step",
         models.blip_captioner,
-        partial(models.caption, 3),
+        partial(models.caption_model, 3),
         (
             Line(0, 330.709, 330.2, note="11 steps", steps=11),
             Line(30, 134.156, 134.2, 1.98, "10 steps", steps=10),

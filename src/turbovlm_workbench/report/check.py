@@ -6,7 +6,7 @@ from turbovlm.plug.row import Row
 from turbovlm_workbench.compare.check import Check, TowerCheck
 
 
-def lines(check: Check) -> str:
+def check_lines(check: Check) -> str:
     """The model, every known tower, and the verdict or the way out."""
     parts = [f"{check.model} ({check.what})"]
     parts += [_tower(tower) for tower in check.towers]
@@ -61,13 +61,13 @@ def _way_out(check: Check) -> str:
     )
     return (
         f"not supported yet: no row describes it. Its blocks suggest one; {verdict}.\n\n"
-        f"{draft(check.row)}\n\n"
+        f"{draft_lines(check.row)}\n\n"
         "Say what only a person knows: prefix (cls, registers), guide ('cls' where there is one), "
         "restore (False where only cls is read), follow (rotary tables). See CONTRIBUTING.md."
     )
 
 
-def draft(row: Row) -> str:
+def draft_lines(row: Row) -> str:
     """A row as Python."""
     return (
         f"turbovlm.register(turbovlm.Row(\n    block={row.block!r},\n    towers={row.towers!r},\n"

@@ -21,7 +21,7 @@ def heading(done: Mapping[str, Any]) -> str:
     return f"{done['task']} of {done['model']}, {setting}, {done['examples']} examples"
 
 
-def table(
+def evaluation_table(
     measures: Sequence[Measure],
     done: Mapping[str, Any],
     gaps: Mapping[str, Sequence[float]] | None = None,
@@ -30,7 +30,7 @@ def table(
 
     Args:
         measures: of the task, in order.
-        done: what `turbovlm_workbench.run.run.run` returned.
+        done: what `turbovlm_workbench.run.runner.run_task` returned.
         gaps: of `turbovlm_workbench.run.result.difference`.
     """
     shown = Table(

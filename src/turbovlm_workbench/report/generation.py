@@ -23,7 +23,7 @@ _HEAT = ((0, 0, 0), (120, 28, 109), (237, 105, 37), (252, 255, 164))  # dark to 
 HEADERS = ("setting", "GFLOPs", "ideal", "s/picture", "speed-up", "difference", "PSNR")
 
 
-def cells(comparison: Comparison, side: Side) -> list[str]:
+def picture_cells(comparison: Comparison, side: Side) -> list[str]:
     """One row, as text, in the order of ``HEADERS``."""
     base, speed = comparison.sides[0], side.speedup
     first = side is base
@@ -39,18 +39,18 @@ def cells(comparison: Comparison, side: Side) -> list[str]:
     ]
 
 
-def table(comparison: Comparison) -> Table:
+def picture_table(comparison: Comparison) -> Table:
     """One row for each side, the unmerged one first."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for header in HEADERS:
         left = header == "setting"
         shown.add_column(header, justify="left" if left else "right", no_wrap=True)
     for side in comparison.sides:
-        shown.add_row(*cells(comparison, side))
+        shown.add_row(*picture_cells(comparison, side))
     return shown
 
 
-def notes(comparison: Comparison) -> list[str]:
+def picture_notes(comparison: Comparison) -> list[str]:
     """What the columns mean and what they were measured on, one sentence each."""
     facts = comparison.environment
     count = len(comparison.prompts)
@@ -82,7 +82,7 @@ def fastest(comparison: Comparison) -> Side:
     return max(same, key=lambda side: side.speedup.value)
 
 
-def verdict(comparison: Comparison) -> str:
+def picture_verdict(comparison: Comparison) -> str:
     """One sentence: what the fastest setting of the first method gains, or that none does."""
     base, best = comparison.sides[0], fastest(comparison)
     if all(side.gmacs == base.gmacs for side in comparison.sides):
@@ -141,7 +141,7 @@ def grid(comparison: Comparison, path: Path) -> None:
     figure.savefig(path, format="png", dpi=dots, metadata={"Software": None})
 
 
-def page(
+def picture_page(
     comparison: Comparison,
     title: str,
     said: Mapping[str, Sequence[str]],
@@ -179,11 +179,11 @@ def page(
         ],
         headers=[*HEADERS, "drawn right"],
         rows=[
-            [*cells(comparison, side), f"{100 * right[side.name]:.1f} %"]
+            [*picture_cells(comparison, side), f"{100 * right[side.name]:.1f} %"]
             for side in comparison.sides
         ],
         samples=samples,
-        notes=notes(comparison),
+        notes=picture_notes(comparison),
         environment=comparison.environment,
     )
 

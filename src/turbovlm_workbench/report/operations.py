@@ -12,7 +12,7 @@ NOTE = (
 )
 
 
-def settings(counted: Operations) -> Table:
+def operations_table(counted: Operations) -> Table:
     """One line per setting: tokens left, GFLOPs, ideal speed-up."""
     view = _view("setting", "tokens", "GFLOPs", "ideal")
     for cost in counted.costs:

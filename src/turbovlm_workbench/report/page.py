@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from turbovlm.errors import require
-from turbovlm_workbench.compare.rows import Report
+from turbovlm_workbench.compare.rows import BenchReport
 from turbovlm_workbench.compare.samples import Sample
 from turbovlm_workbench.report.mergemap import merge_map
 from turbovlm_workbench.report.plot import trade_off
-from turbovlm_workbench.report.table import cells, headers, interval, notes
+from turbovlm_workbench.report.table import bench_cells, bench_notes, headers, interval_text
 
 HERE = Path(__file__).parent
 
 
-def page(
-    report: Report, samples: Sequence[Sample] = (), setting: str = "", title: str = "turbovlm"
+def bench_page(
+    report: BenchReport, samples: Sequence[Sample] = (), setting: str = "", title: str = "turbovlm"
 ) -> str:
     """The page as HTML: styles, plot and pictures are inside, nothing is fetched.
 
@@ -46,8 +46,8 @@ def page(
         setting=setting,
         headers=headers(report),
         rows=[_row(report, index) for index in range(len(report.rows))],
-        notes=notes(report),
-        interval=interval(report),
+        notes=bench_notes(report),
+        interval=interval_text(report),
         plot=Markup(trade_off(report)),
         figures=_figures(report),
         samples=[_sample(sample) for sample in samples],
@@ -73,17 +73,17 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
-def _row(report: Report, index: int) -> dict[str, Any]:
+def _row(report: BenchReport, index: int) -> dict[str, Any]:
     row, before = report.rows[index], report.rows[max(index - 1, 0)]
     methods = [r.config.method if r.config else None for r in (before, row)]
     return {
-        "cells": cells(report, row),
+        "cells": bench_cells(report, row),
         "new": methods[0] != methods[1],
         "advised": row.name == report.advised,
     }
 
 
-def _figures(report: Report) -> list[tuple[str, str]]:
+def _figures(report: BenchReport) -> list[tuple[str, str]]:
     """Large numbers for the head of the page: of the advised row, none where there is none."""
     row = next((row for row in report.rows if row.name == report.advised), None)
     if row is None:

@@ -21,7 +21,7 @@ NOTES = (
 )
 
 
-def cells(row: PaperRow) -> list[str]:
+def paper_cells(row: PaperRow) -> list[str]:
     """One row, as text, in the order of `HEADERS`."""
     return [
         "" if row.merged else row.name,
@@ -36,7 +36,7 @@ def cells(row: PaperRow) -> list[str]:
     ]
 
 
-def table(rows: Sequence[PaperRow]) -> Table:
+def paper_table(rows: Sequence[PaperRow]) -> Table:
     """All rows; an empty line separates the models, and what is not equal is red."""
     view = Table(box=None, pad_edge=False, header_style="bold")
     for title in HEADERS:
@@ -48,11 +48,11 @@ def table(rows: Sequence[PaperRow]) -> Table:
         words = [] if row.merged else [row.configuration]
         words += [row.note] if row.note else []
         style = "" if row.equal else "bold red"
-        view.add_row(*(Text(cell, style=style) for cell in [*cells(row), "; ".join(words)]))
+        view.add_row(*(Text(cell, style=style) for cell in [*paper_cells(row), "; ".join(words)]))
     return view
 
 
-def verdict(rows: Sequence[PaperRow]) -> str:
+def paper_verdict(rows: Sequence[PaperRow]) -> str:
     """One sentence: how many rows are equal."""
     equal = sum(row.equal for row in rows)
     worst = max(rows, key=lambda row: abs(row.error))

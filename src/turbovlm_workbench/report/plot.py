@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from turbovlm.errors import require
-from turbovlm_workbench.compare.rows import Report, Row
+from turbovlm_workbench.compare.rows import BenchReport, BenchRow
 from turbovlm_workbench.tasks.base import Measure
 
 # Okabe and Ito's palette, told apart with every kind of colour vision; markers differ as well.
@@ -22,7 +22,7 @@ TEXT = "#010203"  # stands for the page's text colour, see `trade_off`
 WIDTH, HEIGHT = 5.2, 4.0  # inches, of one panel
 
 
-def trade_off(report: Report) -> str:
+def trade_off(report: BenchReport) -> str:
     """The plot as an ``<svg>`` element that takes its text colour from the page around it.
 
     One panel for the first measure and one for the agreement, where they differ.
@@ -46,7 +46,7 @@ def trade_off(report: Report) -> str:
     return svg[svg.index("<svg") :].replace(TEXT, "currentColor")
 
 
-def _panel(axes: Any, report: Report, measure: Measure) -> None:
+def _panel(axes: Any, report: BenchReport, measure: Measure) -> None:
     scale = 100 if measure.percent else 1
     base = [row for row in report.rows if row.config is None][-1]
     level = scale * base.quality[measure.key]
@@ -80,9 +80,9 @@ def _panel(axes: Any, report: Report, measure: Measure) -> None:
     _name_lines(axes, ends)
 
 
-def by_method(report: Report) -> dict[str, list[Row]]:
+def by_method(report: BenchReport) -> dict[str, list[BenchRow]]:
     """The merged rows, grouped, in the order of the table."""
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[BenchRow]] = {}
     for row in report.rows:
         if row.config is not None:
             groups.setdefault(row.config.method, []).append(row)

@@ -11,13 +11,13 @@ from rich.text import Text
 from turbovlm.errors import require
 from turbovlm_workbench.compare.sweep import Sweep
 from turbovlm_workbench.report.plot import STYLES, by_method, dress
-from turbovlm_workbench.report.table import cells, headers, notes
+from turbovlm_workbench.report.table import bench_cells, bench_notes, headers
 
 KINDS = (".svg", ".png")
 INK = "#1c1f23"
 
 
-def table(sweep: Sweep) -> Table:
+def sweep_table(sweep: Sweep) -> Table:
     """All rows, the fastest first; those on the front are marked and bold."""
     report = sweep.report
     view = Table(box=None, pad_edge=False, header_style="bold")
@@ -26,17 +26,17 @@ def table(sweep: Sweep) -> Table:
         view.add_column(title, justify="left" if left else "right", no_wrap=True)
     for row in sweep.rows:
         best = row.name in sweep.front
-        texts = ["*" if best else "", *cells(report, row)]
+        texts = ["*" if best else "", *bench_cells(report, row)]
         texts.append(report.loss.text(row.quality["loss"]))
         view.add_row(*(Text(text, style="bold green" if best else "") for text in texts))
     return view
 
 
-def lines(sweep: Sweep) -> list[str]:
+def sweep_lines(sweep: Sweep) -> list[str]:
     """What the table holds, one sentence each."""
     report = sweep.report
     return [
-        *notes(report),
+        *bench_notes(report),
         f"{report.loss.title}: {report.loss.about}.",
         f"*: on the front of throughput and {report.loss.title}: no setting is faster and loses "
         "less. Settings that differ in the value of alpha alone do the same work and share one "
@@ -44,7 +44,7 @@ def lines(sweep: Sweep) -> list[str]:
     ]
 
 
-def draw(sweep: Sweep, path: Path) -> None:
+def draw_sweep(sweep: Sweep, path: Path) -> None:
     """The loss against the throughput of every setting, the front as a line, into a file.
 
     Args:

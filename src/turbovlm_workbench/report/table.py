@@ -7,18 +7,18 @@ import math
 from rich.table import Table
 from rich.text import Text
 
-from turbovlm_workbench.compare.rows import Report, Row
+from turbovlm_workbench.compare.rows import BenchReport, BenchRow
 
 MANY_FAULTS = 1000  # page faults of one call, from which they move ratios by some percent
 
 
-def headers(report: Report) -> list[str]:
+def headers(report: BenchReport) -> list[str]:
     """Titles of the columns."""
     quality = [measure.title for measure in report.measures]
     return ["setting", "tokens", "GFLOPs", "ideal", "images/s", "speed-up", "peak MiB", *quality]
 
 
-def cells(report: Report, row: Row) -> list[str]:
+def bench_cells(report: BenchReport, row: BenchRow) -> list[str]:
     """One row, as text, in the order of `headers`."""
     speed = row.speedup
     return [
@@ -36,7 +36,7 @@ def cells(report: Report, row: Row) -> list[str]:
     ]
 
 
-def notes(report: Report) -> list[str]:
+def bench_notes(report: BenchReport) -> list[str]:
     """What the columns mean and what they were measured on, one sentence each."""
     env = report.environment
     cpu = f"{env['cpu']}, {env['threads']} thread{'s' if env['threads'] != 1 else ''}"
@@ -47,8 +47,8 @@ def notes(report: Report) -> list[str]:
         f"({machine}), {report.dtype}, batch {report.batch}{compiled}.",
         "tokens: after the last block. GFLOPs: of one image, a multiply-add counted as one; ideal "
         "is what they allow.",
-        f"speed-up: median of {report.rounds} interleaved rounds [{interval(report)}], against "
-        f"{_baselines(report)}; ±: quartile distance.",
+        f"speed-up: median of {report.rounds} interleaved rounds [{interval_text(report)}], "
+        f"against {_baselines(report)}; ±: quartile distance.",
         "peak: memory of one call beyond weights and inputs.",
     ]
     faults = max(row.page_faults for row in report.rows if row.config is None)
@@ -62,13 +62,13 @@ def notes(report: Report) -> list[str]:
     return lines
 
 
-def interval(report: Report) -> str:
+def interval_text(report: BenchReport) -> str:
     """What the brackets after a speed-up hold."""
     # With fewer rounds no order statistic holds the median with 95 % probability.
     return "95 % interval" if report.rounds >= 6 else "lowest, highest"
 
 
-def table(report: Report) -> Table:
+def bench_table(report: BenchReport) -> Table:
     """The table for the terminal; a line separates the methods, the advised row is bold."""
     view = Table(box=None, pad_edge=False, header_style="bold")
     for title in headers(report):
@@ -81,7 +81,7 @@ def table(report: Report) -> Table:
             view.add_row()
         last = method
         style = "bold green" if row.name == report.advised else ""
-        view.add_row(*(Text(cell, style=style) for cell in cells(report, row)))
+        view.add_row(*(Text(cell, style=style) for cell in bench_cells(report, row)))
     return view
 
 
@@ -90,7 +90,7 @@ def _decimals(value: float, most: int = 6) -> int:
     return min(most, max(0, 2 - math.floor(math.log10(value)))) if value > 0 else 0
 
 
-def _baselines(report: Report) -> str:
+def _baselines(report: BenchReport) -> str:
     names = dict.fromkeys(row.baseline for row in report.rows if row.config is not None)
     kernel = "fused" if report.rows[-1].fused else "shipped"
     return f"{' and '.join(names) or 'nothing'} (the same {kernel} attention on both sides)"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from turbovlm_workbench.tune.judge import Trial
+from turbovlm_workbench.tune.trials import Trial
 from turbovlm_workbench.tune.tune import Tuned
 
 STAGES = {
@@ -18,7 +18,7 @@ STAGES = {
 }
 
 
-def table(tuned: Tuned) -> Table:
+def tune_table(tuned: Tuned) -> Table:
     """Every evaluation but the probes of single blocks, in order."""
     view = Table(box=None, pad_edge=False, header_style="bold")
     heads = ("stage", "setting", "images", "drift", tuned.loss.title, "±")
@@ -45,7 +45,7 @@ def table(tuned: Tuned) -> Table:
     return view
 
 
-def lines(tuned: Tuned, out: Path) -> list[str]:
+def tune_lines(tuned: Tuned, out: Path) -> list[str]:
     """What was promised and measured, and what to do with it."""
     held = max((t.loss.images for t in tuned.trials if t.stage == "validation"), default=0)
     probes = sum(trial.stage == "block" for trial in tuned.trials)
@@ -59,10 +59,10 @@ def lines(tuned: Tuned, out: Path) -> list[str]:
         said.append(
             f"One of the {held} images weighs {100 / held:.1f} %, more than the promise: give more."
         )
-    return [*said, "", verdict(tuned, out)]
+    return [*said, "", tune_verdict(tuned, out)]
 
 
-def verdict(tuned: Tuned, out: Path) -> str:
+def tune_verdict(tuned: Tuned, out: Path) -> str:
     """The result in a sentence or two."""
     promise = _promise(tuned)
     if tuned.chosen is not None and tuned.speedup is not None:

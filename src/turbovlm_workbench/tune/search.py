@@ -13,13 +13,13 @@ from turbovlm.config import Merge
 from turbovlm.errors import ConfigError, ModelError
 from turbovlm.measure import Timing, compare
 from turbovlm.measure.speed import Ratio
-from turbovlm_workbench.compare.bench import Plan, Progress
+from turbovlm_workbench.compare.bench import BenchPlan, Progress
 from turbovlm_workbench.compare.rows import UNMERGED
-from turbovlm_workbench.compare.variants import build, title
+from turbovlm_workbench.compare.variants import build_settings, merge_title
 from turbovlm_workbench.data.images import Images
 from turbovlm_workbench.tasks.base import Task, calling, summarize
 from turbovlm_workbench.tune.allocate import COMPOUND, Stack, allocate, even
-from turbovlm_workbench.tune.judge import Part, Trial, loss_of
+from turbovlm_workbench.tune.trials import Part, Trial, loss_of
 
 PROBES = 12  # blocks that are probed at most, evenly spread
 PROBED = 1 / 6  # share of the tokens that a probe removes
@@ -43,7 +43,7 @@ class Search:
         task: Task[Any],
         images: Images,
         indices: Sequence[int],
-        plan: Plan,
+        plan: BenchPlan,
         timer: Timer | None = None,
         progress: Progress = lambda stage, done, total: None,
     ) -> None:
@@ -197,17 +197,17 @@ class Search:
             drift = fmean(score[self.task.drift.key] for score in scores)
             if math.isnan(drift):
                 raise ModelError(
-                    f"outputs of the model or of {title(merge)} are no numbers in "
+                    f"outputs of the model or of {merge_title(merge)} are no numbers in "
                     f"{self.plan.dtype}: use --dtype fp32"
                 )
             quality = summarize(self.task.measures(), scores)
-            trial = Trial(stage, title(merge), merge, drift, loss_of(scores), quality)
+            trial = Trial(stage, merge_title(merge), merge, drift, loss_of(scores), quality)
         self.trials.append(trial)
         return trial
 
     def speed(self, merges: Sequence[Merge], rounds: int) -> list[Ratio]:
         """Measured speed-up of each over the unmerged model, in one interleaved run."""
-        built = build(self.task.model, list(dict.fromkeys(merges)))
+        built = build_settings(self.task.model, list(dict.fromkeys(merges)))
         call = calling(self.task)
         runs = {s.name: (lambda model=s.model: call(model, self.pixels)) for s in built}
 
@@ -220,4 +220,4 @@ class Search:
             )
         else:
             times = self.timer(runs)
-        return [times[title(merge)].speedup_over(times[UNMERGED]) for merge in merges]
+        return [times[merge_title(merge)].speedup_over(times[UNMERGED]) for merge in merges]

@@ -11,11 +11,11 @@ from turbovlm.errors import ConfigError
 from turbovlm.measure import environment
 from turbovlm.measure.speed import Ratio
 from turbovlm_workbench.compare.advice import GAIN
-from turbovlm_workbench.compare.bench import Plan, Progress
+from turbovlm_workbench.compare.bench import BenchPlan, Progress
 from turbovlm_workbench.data.images import Images
 from turbovlm_workbench.tasks.base import Measure, Task
-from turbovlm_workbench.tune.judge import Part, Trial, split
 from turbovlm_workbench.tune.search import Search, Timer
+from turbovlm_workbench.tune.trials import Part, Trial, split_images
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def tune(
     task: Task[Any],
     images: Images,
     max_loss: float,
-    plan: Plan,
+    plan: BenchPlan,
     *,
     seed: int = 0,
     timer: Timer | None = None,
@@ -109,7 +109,7 @@ def tune(
     """
     if not 0 < max_loss < 1:
         raise ConfigError(f"max_loss is a share above 0 and below 1, got {max_loss}: try 0.01")
-    searched, held = split(len(images), seed)
+    searched, held = split_images(len(images), seed)
     task.model.to(device=plan.device, dtype=plan.dtype)
     search = Search(task, images, searched, plan, timer, progress)
     ladders = search.ladders()

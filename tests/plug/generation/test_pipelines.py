@@ -33,7 +33,7 @@ SOME = MergeRestore(ratio=0.4)
 def pipe() -> Any:
     """The untrained painter: every part of Stable Diffusion, small."""
     torch.manual_seed(0)
-    pipe = painter.build()
+    pipe = painter.build_painter()
     denoisers.wild(pipe.unet)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from turbovlm.errors import ConfigError
-from turbovlm_workbench.cli.arguments import join_values, names, numbers, share, whole_numbers
+from turbovlm_workbench.cli.arguments import join_values, names, numbers, read_share, whole_numbers
 
 
 @pytest.mark.parametrize(
@@ -42,9 +42,9 @@ def test_numbers_and_shares() -> None:
     assert numbers("0.5,2,-1", "--alpha") == [0.5, 2.0, -1.0]
     with pytest.raises(ConfigError, match="--alpha takes numbers, not 'x'"):
         numbers("1,x", "--alpha")
-    assert share("1%", "--max-loss") == pytest.approx(0.01)
-    assert share(" 0.5 % ", "--max-loss") == pytest.approx(0.005)
-    assert share("0.02", "--max-loss") == 0.02
+    assert read_share("1%", "--max-loss") == pytest.approx(0.01)
+    assert read_share(" 0.5 % ", "--max-loss") == pytest.approx(0.005)
+    assert read_share("0.02", "--max-loss") == 0.02
     for text in ("1", "0", "100%", "-1%", "nan", "%", "one"):
         with pytest.raises(ConfigError, match="--max-loss takes a share"):
-            share(text, "--max-loss")
+            read_share(text, "--max-loss")

@@ -8,7 +8,7 @@ import pytest
 from turbovlm.config import Merge
 from turbovlm.measure.speed import Ratio
 from turbovlm_workbench.compare.advice import advise, choose
-from turbovlm_workbench.compare.rows import UNMERGED, Row
+from turbovlm_workbench.compare.rows import UNMERGED, BenchRow
 from turbovlm_workbench.tasks.classify import Classify
 
 
@@ -19,10 +19,10 @@ def task(labels: tuple[int, ...] | None = None) -> Classify:
 
 def row(
     r: int | None, speed: float, agreement: float, accuracy: float | None = None, **other: Any
-) -> Row:
+) -> BenchRow:
     config = None if r is None else Merge(r=r, method=other.pop("method", "turbo"))
     quality = {"agreement": agreement, "kl": 0.0}
-    return Row(
+    return BenchRow(
         name=UNMERGED if config is None else f"{config.method} r={r}",
         config=config,
         fused=False,
@@ -42,7 +42,7 @@ def row(
 BASE = row(None, 1.0, 1.0, 0.80)
 
 
-def sentence(rows: list[Row], labels: tuple[int, ...] | None = None, batch: int = 32) -> str:
+def sentence(rows: list[BenchRow], labels: tuple[int, ...] | None = None, batch: int = 32) -> str:
     return advise(task(labels), [BASE, *rows], images=100, batch=batch, device="cpu")
 
 
@@ -96,7 +96,7 @@ def test_faster_only_with_a_large_loss() -> None:
         (row(8, 1.20, 0.99, interval=(0.8, 1.6)), 32, "too uncertain to tell"),
     ],
 )
-def test_no_gain_is_said_with_its_reason(merged: Row, batch: int, reason: str) -> None:
+def test_no_gain_is_said_with_its_reason(merged: BenchRow, batch: int, reason: str) -> None:
     text = sentence([merged], batch=batch)
     assert text.startswith(f"No gain on this cpu at batch {batch}: the fastest setting, ")
     assert reason in text

@@ -12,10 +12,10 @@ from tests.workbench import build
 from turbovlm.config import Merge
 from turbovlm.errors import ConfigError, ModelError, UnknownArchitecture
 from turbovlm_workbench.compare import bench
-from turbovlm_workbench.compare.rows import FUSED, UNMERGED, Report
+from turbovlm_workbench.compare.rows import FUSED, UNMERGED, BenchReport
 from turbovlm_workbench.compare.samples import samples, show_some
-from turbovlm_workbench.compare.variants import build as build_settings
-from turbovlm_workbench.compare.variants import settings, share, title
+from turbovlm_workbench.compare.variants import build_settings as build_settings
+from turbovlm_workbench.compare.variants import merge_settings, merge_title, share_weights
 from turbovlm_workbench.data.images import ImageFolder
 from turbovlm_workbench.load.device import pick_device, pick_dtype
 from turbovlm_workbench.load.models import load, with_labels
@@ -26,19 +26,25 @@ def images(tmp_path: Path) -> ImageFolder:
     return ImageFolder.open(build.photos(tmp_path / "photos", 5))
 
 
-def run(task: Any, images: ImageFolder, merges: list[Merge], **plan: Any) -> Report:
-    return bench.run(task, images, merges, bench.Plan(**{"batch": 2, "rounds": 2, **plan}))
+def run(task: Any, images: ImageFolder, merges: list[Merge], **plan: Any) -> BenchReport:
+    return bench.run_bench(
+        task, images, merges, bench.BenchPlan(**{"batch": 2, "rounds": 2, **plan})
+    )
 
 
 def test_a_classifier(tmp_path: Path, images: ImageFolder) -> None:
     task = load(str(build.vit_classifier(tmp_path / "model")))
     labels = task.outputs(task.model, task.pixels([images.image(i) for i in range(5)])).argmax(-1)
     task = with_labels(task, tuple(labels.tolist()))
-    merges = settings([0, 8], ["turbo", "random"])
+    merges = merge_settings([0, 8], ["turbo", "random"])
     report = run(task, images, merges)
     assert [row.name for row in report.rows] == [
-        UNMERGED, "turbo r=0", "turbo r=8", "random r=0", "random r=8"
-    ]  # fmt: skip
+        UNMERGED,
+        "turbo r=0",
+        "turbo r=8",
+        "random r=0",
+        "random r=8",
+    ]
     assert [row.tokens for row in report.rows] == [65, 65, 41, 65, 41]
     whole, nothing, turbo, _, random = report.rows
     # the labels are the unmerged model's own answers, over three batches, the last one short
@@ -105,8 +111,8 @@ def test_compiled(tmp_path: Path, images: ImageFolder) -> None:
     task = load(str(build.vit_classifier(tmp_path / "model")))
     seen: list[str] = []
     torch._dynamo.utils.counters.clear()
-    plan = bench.Plan(batch=2, rounds=2, compiled=True)
-    report = bench.run(
+    plan = bench.BenchPlan(batch=2, rounds=2, compiled=True)
+    report = bench.run_bench(
         task, images, [Merge(r=8)], plan, lambda stage, done, total: seen.append(stage)
     )
     assert report.compiled
@@ -118,8 +124,13 @@ def test_compiled(tmp_path: Path, images: ImageFolder) -> None:
 def test_progress_is_monotonous_and_complete(tmp_path: Path, images: ImageFolder) -> None:
     task = load(str(build.vit_classifier(tmp_path / "model")))
     told: dict[str, list[tuple[int, int]]] = {}
-    bench.run(task, images, [Merge(r=8)], bench.Plan(batch=2, rounds=2), lambda stage, done, total:
-              told.setdefault(stage, []).append((done, total)))  # fmt: skip
+    bench.run_bench(
+        task,
+        images,
+        [Merge(r=8)],
+        bench.BenchPlan(batch=2, rounds=2),
+        lambda stage, done, total: told.setdefault(stage, []).append((done, total)),
+    )
     assert list(told) == ["quality", "operations", "memory", "speed"]
     for steps in told.values():
         assert [done for done, _ in steps] == sorted(done for done, _ in steps)
@@ -139,31 +150,33 @@ def test_an_architecture_without_a_row(images: ImageFolder) -> None:
 
 
 def test_settings() -> None:
-    merges = settings([4, 8, 4], ["turbo", "redundancy"], [2.0])
+    merges = merge_settings([4, 8, 4], ["turbo", "redundancy"], [2.0])
     assert merges == [
         Merge(r=4, alpha=2.0),
         Merge(r=8, alpha=2.0),
         Merge(r=4, method="redundancy"),
         Merge(r=8, method="redundancy"),
     ]
-    assert settings([4], ["turbo"], collapse=True) == [Merge(r=4, collapse=True)]
+    assert merge_settings([4], ["turbo"], collapse=True) == [Merge(r=4, collapse=True)]
     for bad in ({"rs": [-1]}, {"methods": ["best"]}, {"alphas": [float("nan")]}):
         with pytest.raises(ConfigError):
-            settings(**{"rs": [4], "methods": ["turbo"], **bad})
+            merge_settings(**{"rs": [4], "methods": ["turbo"], **bad})
 
 
 def test_settings_do_not_repeat_where_alpha_does_not_matter() -> None:
-    merges = settings([4, 8], ["turbo", "redundancy", "random"], [None, 1.0, 2.0], [-0.5, 0.0])
+    merges = merge_settings(
+        [4, 8], ["turbo", "redundancy", "random"], [None, 1.0, 2.0], [-0.5, 0.0]
+    )
     assert len(merges) == len(set(merges)) == 2 * 2 * (3 + 1 + 1)
     assert {merge.alpha for merge in merges if merge.method != "turbo"} == {None}
 
 
 def test_titles_say_what_differs() -> None:
-    assert title(Merge(r=8)) == "turbo r=8"
-    assert title(Merge(r=8, method="random", inflection=-0.5)) == "random r=8 inflection=-0.5"
-    assert title(Merge(ratio=0.1, alpha=2.0)) == "turbo ratio=0.1 alpha=2.0"
-    assert title(Merge(r=(0, 16, 0, 7))) == "turbo r=16@2+7@4"
-    assert title(Merge(r=(0, 0))) == "turbo r=0"
+    assert merge_title(Merge(r=8)) == "turbo r=8"
+    assert merge_title(Merge(r=8, method="random", inflection=-0.5)) == "random r=8 inflection=-0.5"
+    assert merge_title(Merge(ratio=0.1, alpha=2.0)) == "turbo ratio=0.1 alpha=2.0"
+    assert merge_title(Merge(r=(0, 16, 0, 7))) == "turbo r=16@2+7@4"
+    assert merge_title(Merge(r=(0, 0))) == "turbo r=0"
 
 
 def test_settings_of_the_same_work_share_one_timing(tmp_path: Path, images: ImageFolder) -> None:
@@ -175,9 +188,9 @@ def test_settings_of_the_same_work_share_one_timing(tmp_path: Path, images: Imag
         if stage == "memory":
             slots.append(total)
 
-    report = bench.run(task, images, merges, bench.Plan(batch=2, rounds=2), progress)
+    report = bench.run_bench(task, images, merges, bench.BenchPlan(batch=2, rounds=2), progress)
     _, default, heavy, none, fewer = report.rows
-    assert [row.name for row in report.rows[1:]] == [title(merge) for merge in merges]
+    assert [row.name for row in report.rows[1:]] == [merge_title(merge) for merge in merges]
     assert default.speedup == heavy.speedup
     assert default.throughput == heavy.throughput
     assert default.quality["kl"] != heavy.quality["kl"]
@@ -188,7 +201,7 @@ def test_settings_of_the_same_work_share_one_timing(tmp_path: Path, images: Imag
 
 def test_copies_share_their_weights(tmp_path: Path) -> None:
     model = load(str(build.blip(tmp_path / "model"))).model
-    twin = share(model)
+    twin = share_weights(model)
     ours, theirs = dict(model.named_parameters()), dict(twin.named_parameters())
     assert ours.keys() == theirs.keys()
     assert all(theirs[name] is parameter for name, parameter in ours.items())
@@ -208,7 +221,7 @@ def test_samples_show_who_was_merged(tmp_path: Path, images: ImageFolder) -> Non
         # 34 patch tokens stand for 64 patches; number 0 is cls and stands for none
         assert set(sample.owner.reshape(-1).tolist()) == set(range(1, 35))
     assert shown[0].unmerged.startswith("class ")
-    report = run(task, images, settings([2, 4, 6], ["turbo", "random"]))
+    report = run(task, images, merge_settings([2, 4, 6], ["turbo", "random"]))
     several, name = show_some(task, images, report, number=9)
     assert len(several) == 5
     assert name == (report.advised or "turbo r=4")
@@ -217,7 +230,7 @@ def test_samples_show_who_was_merged(tmp_path: Path, images: ImageFolder) -> Non
 @pytest.mark.parametrize("plan", [{"batch": 0}, {"rounds": 0}])
 def test_plans_that_mean_nothing(plan: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=f"--{next(iter(plan))} must be at least 1, got 0"):
-        bench.Plan(**plan)  # type: ignore[arg-type]
+        bench.BenchPlan(**plan)  # type: ignore[arg-type]
 
 
 def test_devices() -> None:

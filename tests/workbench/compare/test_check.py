@@ -22,12 +22,12 @@ from turbovlm_workbench.load.skeleton import Skeleton, outline, skeleton
 from turbovlm_workbench.report import check as report
 
 
-def bones(model: nn.Module, **inputs: Tensor) -> Skeleton:
+def on_meta(model: nn.Module, **inputs: Tensor) -> Skeleton:
     return Skeleton("mine", model.to("meta").eval(), inputs, "a model")
 
 
 def checked(model: nn.Module, r: int = 5, **inputs: Tensor) -> Check:
-    return check_model(bones(model, **inputs), Merge(r=r))
+    return check_model(on_meta(model, **inputs), Merge(r=r))
 
 
 def test_a_supported_model_says_what_would_be_merged() -> None:
@@ -42,7 +42,7 @@ def test_a_supported_model_says_what_would_be_merged() -> None:
     assert found.gflops is not None
     assert found.gflops[0] > found.gflops[1]
     assert not any(isinstance(m, TurboBlock) for m in model.modules())
-    text = report.lines(found)
+    text = report.check_lines(found)
     assert "self-check passed; all positions restored after block 4" in text
     assert "tokens 65 -> 60 55 50 45" in text
     assert found.to_dict()["fits"] is True
@@ -65,13 +65,13 @@ def test_a_text_tower_beside_an_image_tower() -> None:
     assert [(t.modality, t.patched) for t in found.towers] == [("image", True), ("text", False)]
     assert found.towers[0].tokens == (60, 55, 50, 45)
     assert found.towers[1].tokens == ()
-    assert "patched only when this tower itself is given" in report.lines(found)
+    assert "patched only when this tower itself is given" in report.check_lines(found)
 
 
 def test_a_refused_model_gives_the_reason() -> None:
     found = checked(timm.create_model("swin_tiny_patch4_window7_224"), x=pixels(1))
     assert not found.fits
-    assert "windows" in report.lines(found)
+    assert "windows" in report.check_lines(found)
     assert found.row is None
 
 
@@ -109,7 +109,7 @@ def test_an_unknown_model_gets_a_draft_that_works(monkeypatch: pytest.MonkeyPatc
     assert not found.fits
     assert found.row is not None
     assert found.row_problem is None
-    text = report.lines(found)
+    text = report.check_lines(found)
     assert "this draft passes the self-check" in text
     # the printed call is Python, and registering it makes the model work
     call = ast.parse(text[text.index("turbovlm.register(") : text.index("\n))") + 3])
@@ -127,19 +127,19 @@ def test_a_draft_that_does_not_pass_says_so() -> None:
     assert found.row is not None
     assert found.row_problem is not None
     assert "parallel" in found.row_problem
-    assert "does not pass the self-check" in report.lines(found)
+    assert "does not pass the self-check" in report.check_lines(found)
 
 
 def test_nothing_to_draft_from() -> None:
     assert draft(timm.create_model("resnet18")) is None
     found = checked(timm.create_model("resnet18"), x=pixels(1))
-    assert "no run of equal blocks" in report.lines(found)
+    assert "no run of equal blocks" in report.check_lines(found)
 
 
 def test_a_setting_that_the_model_refuses() -> None:
     model = timm.create_model("vit_tiny_patch16_224", depth=2)
     with pytest.raises(errors.ConfigError, match="lists 3 blocks"):
-        check_model(bones(model, x=pixels(1)), Merge(r=(1, 2, 3)))
+        check_model(on_meta(model, x=pixels(1)), Merge(r=(1, 2, 3)))
 
 
 def test_models_that_their_name_does_not_feed(tmp_path: Path) -> None:
@@ -157,4 +157,4 @@ def test_models_that_their_name_does_not_feed(tmp_path: Path) -> None:
             skeleton(str(tmp_path / name))
         found = check_model(outline(str(tmp_path / name)), Merge(r=5))
         assert found.fits, name
-        assert "not run" in report.lines(found)
+        assert "not run" in report.check_lines(found)

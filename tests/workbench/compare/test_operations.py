@@ -9,7 +9,7 @@ from tests.workbench.metrics import formulas
 from turbovlm.config import Merge
 from turbovlm.errors import ConfigError, ModelError, UnknownArchitecture
 from turbovlm_workbench.compare.operations import PARTS, REST, Operations, count_model
-from turbovlm_workbench.compare.variants import settings
+from turbovlm_workbench.compare.variants import merge_settings
 
 pytest.importorskip("timm")
 pytest.importorskip("torchvision")
@@ -18,7 +18,7 @@ BASE, TINY = "timm:vit_base_patch16_224", f"timm:{build.TINY}"
 
 
 def counted(name: str, *rs: int, size: int | None = None, methods: tuple[str, ...] = ("turbo",)):
-    return count_model(name, settings(rs, methods), lambda *_: None, size=size)
+    return count_model(name, merge_settings(rs, methods), lambda *_: None, size=size)
 
 
 @pytest.fixture(scope="module")

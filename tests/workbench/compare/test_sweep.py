@@ -5,11 +5,11 @@ import json
 
 from tests.workbench.report.make import report
 from turbovlm.config import Merge
-from turbovlm_workbench.compare.rows import Report, Row
+from turbovlm_workbench.compare.rows import BenchReport, BenchRow
 from turbovlm_workbench.compare.sweep import Sweep, front
 
 
-def rows(*points: tuple[float, float]) -> list[Row]:
+def rows(*points: tuple[float, float]) -> list[BenchRow]:
     """Rows named a, b, c, ... with these throughputs and losses."""
     some = report().rows[1]
     return [
@@ -20,7 +20,7 @@ def rows(*points: tuple[float, float]) -> list[Row]:
     ]
 
 
-def names(found: list[Row]) -> str:
+def names(found: list[BenchRow]) -> str:
     return "".join(row.name for row in found)
 
 
@@ -44,7 +44,7 @@ def test_one_row_is_the_front() -> None:
 
 
 def test_a_sweep_is_a_bench_with_its_front() -> None:
-    whole: Report = report()
+    whole: BenchReport = report()
     sweep = Sweep.of(whole)
     # losses: 0 unmerged, 0 and 0.5 points for turbo, 10 and 20 for random at the same speeds
     assert sweep.front == ("turbo r=8", "turbo r=4")

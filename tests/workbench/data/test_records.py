@@ -10,7 +10,7 @@ import pytest
 
 from tests.workbench.data.files import lines, touch, write
 from turbovlm.errors import InputError
-from turbovlm_workbench.data.records import Record, distinct, find_image, load, record_list
+from turbovlm_workbench.data.records import Record, distinct, find_image, read_file, record_list
 
 
 def test_json_and_json_lines_whatever_the_ending(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_json_and_json_lines_whatever_the_ending(tmp_path: Path) -> None:
     found = record_list(write(tmp_path / "list.json", values))
     assert [r.fields for r in found] == values
     assert found[1].where == f"{tmp_path / 'list.json'}[1]"
-    one = load(write(tmp_path / "one.json", {"a": 1}))
+    one = read_file(write(tmp_path / "one.json", {"a": 1}))
     assert one == Record(str(tmp_path / "one.json"), {"a": 1})
     assert record_list(lines(tmp_path / "one.jsonl", {"a": 1}))[0].fields == {"a": 1}
     assert len(record_list(write(tmp_path / "one.json", {"a": 1}))) == 1
@@ -55,17 +55,17 @@ def test_blank_lines_a_mark_and_separators_in_texts(tmp_path: Path) -> None:
 def test_files_that_are_no_records(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=message):
-        load(tmp_path / name)
+        read_file(tmp_path / name)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.json does not exist: give the file"):
-        load(tmp_path / "none.json")
+        read_file(tmp_path / "none.json")
     with pytest.raises(InputError, match="is a folder: give the file of annotations"):
-        load(tmp_path)
+        read_file(tmp_path)
     (tmp_path / "x.json").write_bytes(b"\xff\xfe{}")
     with pytest.raises(InputError, match=r"cannot read .*x\.json .*: give a JSON file in UTF-8"):
-        load(tmp_path / "x.json")
+        read_file(tmp_path / "x.json")
 
 
 RECORD = Record(
@@ -141,5 +141,5 @@ def test_images_are_looked_for_in_order(tmp_path: Path) -> None:
 def test_errors_are_short(tmp_path: Path) -> None:
     path = write(tmp_path / "x.json", [{"a": 1}, ["long"] * 1000])
     with pytest.raises(InputError) as caught:
-        load(path)
+        read_file(path)
     assert len(str(caught.value)) < len(json.dumps(str(path))) + 100

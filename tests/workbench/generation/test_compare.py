@@ -15,8 +15,8 @@ from tests.workbench.generation.make import BLUE, RED, SIDE, STEPS, stable_diffu
 from turbovlm.config import MergeRestore
 from turbovlm.errors import ConfigError, NotApplied
 from turbovlm.measure import flops
-from turbovlm_workbench.generation.compare import run, settings, title
-from turbovlm_workbench.generation.draw import Drawing, draw
+from turbovlm_workbench.generation.compare import compare_pictures, restore_settings, restore_title
+from turbovlm_workbench.generation.draw import Drawing, draw_pictures
 from turbovlm_workbench.generation.pipeline import load_pipeline
 
 
@@ -29,7 +29,7 @@ def test_sides_show_what_the_settings_draw(pipe: Any) -> None:
     told: list[tuple[str, int, int]] = []
     merges = [MergeRestore(ratio=0.0), MergeRestore(ratio=0.5)]
     drawing = Drawing(steps=STEPS)
-    found = run(
+    found = compare_pictures(
         pipe, "small", [RED, BLUE], merges, drawing, seed=4, rounds=3,
         progress=lambda *step: told.append(step),
     )  # fmt: skip
@@ -37,7 +37,7 @@ def test_sides_show_what_the_settings_draw(pipe: Any) -> None:
     assert [side.name for side in found.sides] == ["unmerged", "turbo 0 %", "turbo 50 %"]
     assert (found.seeds, found.size, found.rounds) == ((4, 5), (SIDE, SIDE), 3)
     for index, prompt in enumerate((RED, BLUE)):
-        alone = np.asarray(draw(pipe, [prompt], [4 + index], drawing)[0])
+        alone = np.asarray(draw_pictures(pipe, [prompt], [4 + index], drawing)[0])
         assert np.array_equal(alone, np.asarray(base.pictures[index]))
         assert np.array_equal(alone, np.asarray(none.pictures[index]))
         assert not np.array_equal(alone, np.asarray(half.pictures[index])), (
@@ -61,7 +61,9 @@ def test_sides_show_what_the_settings_draw(pipe: Any) -> None:
 
 def test_operations_are_those_of_one_step_with_both_halves_of_guidance(pipe: Any) -> None:
     drawing = Drawing(steps=STEPS)
-    side = run(pipe, "small", [RED], [MergeRestore(ratio=0.3)], drawing, rounds=1).sides
+    side = compare_pictures(
+        pipe, "small", [RED], [MergeRestore(ratio=0.3)], drawing, rounds=1
+    ).sides
     width = pipe.text_encoder.config.hidden_size
     text = torch.zeros(2, pipe.tokenizer.model_max_length, width)
     inputs = {"sample": torch.zeros(2, 4, 16, 16), "timestep": 1, "encoder_hidden_states": text}
@@ -73,18 +75,20 @@ def test_operations_are_those_of_one_step_with_both_halves_of_guidance(pipe: Any
 def test_image_to_image(tmp_path: Any) -> None:
     pipe = load_pipeline(str(stable_diffusion(tmp_path / "sd")), image=True)
     drawing = Drawing(steps=6, image=Image.new("RGB", (40, 40), "red"), strength=0.4)
-    found = run(pipe, "small", [RED], settings([0.5], ["random"]), drawing, rounds=1)
+    found = compare_pictures(
+        pipe, "small", [RED], restore_settings([0.5], ["random"]), drawing, rounds=1
+    )
     assert found.sides[1].name == "random 50 %"
     assert found.sides[1].difference > 0
     assert found.sides[0].pictures[0].size == (SIDE, SIDE)
 
 
 def test_settings_are_every_combination_once() -> None:
-    found = settings([0.1, 0.3, 0.1], ["turbo", "random"])
-    assert [title(merge) for merge in found] == [
+    found = restore_settings([0.1, 0.3, 0.1], ["turbo", "random"])
+    assert [restore_title(merge) for merge in found] == [
         "turbo 10 %", "turbo 30 %", "random 10 %", "random 30 %",
     ]  # fmt: skip
-    assert title(MergeRestore(ratio=(0.5, 0.0))) == "turbo 50, 0 %"
+    assert restore_title(MergeRestore(ratio=(0.5, 0.0))) == "turbo 50, 0 %"
 
 
 @pytest.mark.parametrize(
@@ -100,4 +104,4 @@ def test_mistakes_are_found_before_drawing(
     prompts: list[str], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        run(None, "none", prompts, [MergeRestore(ratio=0.3)], Drawing(), **options)
+        compare_pictures(None, "none", prompts, [MergeRestore(ratio=0.3)], Drawing(), **options)

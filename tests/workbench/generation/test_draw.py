@@ -12,7 +12,7 @@ from PIL import Image
 from tests.workbench.generation.make import BLUE, RED, SIDE, STEPS, stable_diffusion
 from turbovlm.errors import ConfigError, ModelError
 from turbovlm_lab import painter
-from turbovlm_workbench.generation.draw import Drawing, draw, native_size
+from turbovlm_workbench.generation.draw import Drawing, draw_pictures, native_size
 from turbovlm_workbench.generation.pipeline import load_pipeline
 
 
@@ -34,32 +34,34 @@ def far(one: Image.Image, other: Image.Image) -> float:
 
 def test_a_picture_follows_from_prompt_and_seed_in_any_batch(pipe: Any) -> None:
     drawing = Drawing(steps=STEPS)
-    both = draw(pipe, [RED, BLUE], [5, 6], drawing)
+    both = draw_pictures(pipe, [RED, BLUE], [5, 6], drawing)
     assert both[0].size == (SIDE, SIDE)
-    alone = draw(pipe, [BLUE], [6], drawing)[0]
+    alone = draw_pictures(pipe, [BLUE], [6], drawing)[0]
     assert far(alone, both[1]) < 0.1  # a batch may round differently
-    assert far(draw(pipe, [BLUE], [7], drawing)[0], alone) > 5
-    assert far(draw(pipe, [RED], [6], drawing)[0], alone) > 1
+    assert far(draw_pictures(pipe, [BLUE], [7], drawing)[0], alone) > 5
+    assert far(draw_pictures(pipe, [RED], [6], drawing)[0], alone) > 1
 
 
 def test_size_negative_prompt_and_guidance_reach_the_pipeline(pipe: Any) -> None:
-    plain = draw(pipe, [RED], [0], Drawing(steps=STEPS))[0]
-    assert draw(pipe, [RED], [0], Drawing(steps=STEPS, size=48))[0].size == (48, 48)
-    assert far(draw(pipe, [RED], [0], Drawing(steps=STEPS, negative=BLUE))[0], plain) > 1
-    assert far(draw(pipe, [RED], [0], Drawing(steps=STEPS, guidance=2.0))[0], plain) > 1
-    assert far(draw(pipe, [RED], [0], Drawing(steps=STEPS + 2))[0], plain) > 1
+    plain = draw_pictures(pipe, [RED], [0], Drawing(steps=STEPS))[0]
+    assert draw_pictures(pipe, [RED], [0], Drawing(steps=STEPS, size=48))[0].size == (48, 48)
+    assert far(draw_pictures(pipe, [RED], [0], Drawing(steps=STEPS, negative=BLUE))[0], plain) > 1
+    assert far(draw_pictures(pipe, [RED], [0], Drawing(steps=STEPS, guidance=2.0))[0], plain) > 1
+    assert far(draw_pictures(pipe, [RED], [0], Drawing(steps=STEPS + 2))[0], plain) > 1
 
 
 def test_image_to_image_begins_with_the_image_at_the_models_size(to_image: Any) -> None:
     assert native_size(to_image) == SIDE
     dark, light = (Image.new("RGB", (90, 50), (level,) * 3) for level in (0, 255))
     drawn = [
-        draw(to_image, [RED, BLUE], [0, 1], Drawing(steps=6, image=start, strength=0.5))
+        draw_pictures(to_image, [RED, BLUE], [0, 1], Drawing(steps=6, image=start, strength=0.5))
         for start in (dark, light)
     ]
     assert {picture.size for pictures in drawn for picture in pictures} == {(SIDE, SIDE)}
     assert far(drawn[0][0], drawn[1][0]) > 5
-    large = draw(to_image, [RED], [0], Drawing(steps=6, image=dark, strength=0.5, size=48))[0]
+    large = draw_pictures(
+        to_image, [RED], [0], Drawing(steps=6, image=dark, strength=0.5, size=48)
+    )[0]
     assert large.size == (48, 48)
 
 
@@ -90,9 +92,9 @@ def test_an_option_that_the_pipeline_does_not_have_is_named(pipe: Any) -> None:
 
     plain = object.__new__(Plain)
     with pytest.raises(ConfigError, match="Plain has no --negative: leave it out"):
-        draw(plain, [RED], [0], Drawing(negative=BLUE))
+        draw_pictures(plain, [RED], [0], Drawing(negative=BLUE))
     with pytest.raises(ModelError, match=r"Plain cannot draw this \(nothing is ever right\)"):
-        draw(plain, [RED], [0], Drawing(steps=3))
+        draw_pictures(plain, [RED], [0], Drawing(steps=3))
 
 
 def test_the_painter_has_its_own_steps_and_guidance() -> None:

@@ -27,12 +27,12 @@ def folder(path: Path, config: Any, built: str = "") -> Path:
     return path
 
 
-def runs(bones: Skeleton) -> float:
+def runs(on_meta: Skeleton) -> float:
     """GFLOPs of the model on its inputs, none of which is in memory."""
-    assert all(p.is_meta for p in bones.model.parameters())
-    assert all(t.is_meta for t in bones.inputs.values())
-    assert not bones.model.training
-    return turbovlm.flops(bones.model, bones.inputs).gflops
+    assert all(p.is_meta for p in on_meta.model.parameters())
+    assert all(t.is_meta for t in on_meta.inputs.values())
+    assert not on_meta.model.training
+    return turbovlm.flops(on_meta.model, on_meta.inputs).gflops
 
 
 @pytest.mark.parametrize(
@@ -53,9 +53,9 @@ def runs(bones: Skeleton) -> float:
 def test_libraries(name: str, size: int | None, what: str, gflops: float) -> None:
     if name.startswith("open_clip"):
         pytest.importorskip("open_clip")
-    bones = skeleton(name, size=size)
-    assert (bones.name, bones.what) == (name, what)
-    assert runs(bones) == pytest.approx(gflops, rel=5e-3)
+    on_meta = skeleton(name, size=size)
+    assert (on_meta.name, on_meta.what) == (name, what)
+    assert runs(on_meta) == pytest.approx(gflops, rel=5e-3)
 
 
 def test_configurations(tmp_path: Path) -> None:
@@ -75,19 +75,19 @@ def test_text_goes_along_where_the_whole_needs_it(tmp_path: Path) -> None:
     clip = hf.CLIPConfig(
         vision_config=build.SIZES, text_config={**TEXT, "num_attention_heads": 2}, projection_dim=8
     )
-    bones = skeleton(str(folder(tmp_path / "clip", clip, "CLIPModel")))
-    assert bones.what == f"CLIPModel: one image of 32 px, text of {TEXT_TOKENS} tokens"
-    assert bones.inputs["input_ids"].shape == (1, TEXT_TOKENS)
-    assert runs(bones) > 0
+    on_meta = skeleton(str(folder(tmp_path / "clip", clip, "CLIPModel")))
+    assert on_meta.what == f"CLIPModel: one image of 32 px, text of {TEXT_TOKENS} tokens"
+    assert on_meta.inputs["input_ids"].shape == (1, TEXT_TOKENS)
+    assert runs(on_meta) > 0
 
 
 def test_questions_and_answers(tmp_path: Path) -> None:
     text = {**TEXT, "num_attention_heads": 2, "encoder_hidden_size": 32}
     config = hf.BlipConfig(vision_config=build.SIZES, text_config=text)
     path = folder(tmp_path, config, "BlipForQuestionAnswering")
-    bones = skeleton(str(path))
-    assert bones.what == "BlipForQuestionAnswering: one image of 32 px, text of 32 + 32 tokens"
-    assert runs(bones) > 0
+    on_meta = skeleton(str(path))
+    assert on_meta.what == "BlipForQuestionAnswering: one image of 32 px, text of 32 + 32 tokens"
+    assert runs(on_meta) > 0
 
 
 def test_the_image_has_its_places_in_the_text(tmp_path: Path) -> None:
@@ -116,12 +116,12 @@ def test_the_tower_alone_where_the_whole_cannot_run(tmp_path: Path) -> None:
                         num_attention_heads=2, word_embed_proj_dim=32)  # fmt: skip
     qformer = {**TEXT, "num_attention_heads": 2, "encoder_hidden_size": 32}
     config = hf.Blip2Config(vision_config=vision, qformer_config=qformer, text_config=text)
-    bones = skeleton(str(folder(tmp_path, config, "Blip2ForImageTextRetrieval")))
-    assert bones.what == (
+    on_meta = skeleton(str(folder(tmp_path, config, "Blip2ForImageTextRetrieval")))
+    assert on_meta.what == (
         "Blip2VisionModel: one image of 28 px, not the whole Blip2ForImageTextRetrieval"
     )
-    assert type(bones.model) is hf.Blip2VisionModel
-    assert runs(bones) > 0
+    assert type(on_meta.model) is hf.Blip2VisionModel
+    assert runs(on_meta) > 0
 
 
 def test_our_own_architectures_are_known(tmp_path: Path) -> None:
@@ -130,9 +130,9 @@ def test_our_own_architectures_are_known(tmp_path: Path) -> None:
 
     text = {**TEXT, "num_attention_heads": 2}
     config = NlvrConfig(vision_config=build.SIZES, text_config=text, enc_token_id=39)
-    bones = skeleton(str(folder(tmp_path, config, "BlipForNlvr")))
-    assert bones.what == "BlipVisionModel: one image of 32 px, not the whole BlipForNlvr"
-    assert runs(bones) > 0
+    on_meta = skeleton(str(folder(tmp_path, config, "BlipForNlvr")))
+    assert on_meta.what == "BlipVisionModel: one image of 32 px, not the whole BlipForNlvr"
+    assert runs(on_meta) > 0
 
 
 def test_on_the_cpu_the_weights_are_random_and_the_same_every_time() -> None:
@@ -141,7 +141,7 @@ def test_on_the_cpu_the_weights_are_random_and_the_same_every_time() -> None:
     first, second = (skeleton(f"timm:{build.TINY}", "cpu") for _ in range(2))
     assert torch.equal(state, torch.get_rng_state())
     with torch.no_grad():
-        outputs = [bones.model(**bones.inputs) for bones in (first, second)]
+        outputs = [on_meta.model(**on_meta.inputs) for on_meta in (first, second)]
     assert torch.equal(*outputs)
     assert outputs[0].std() > 0
 

@@ -145,7 +145,7 @@ def test_blip_captions_cost_what_generate_does(steps: int, tmp_path: Path) -> No
     ids = torch.full((1, models.PROMPT + 1), 5)  # generate drops the last one, a separator
     keys_and_values = (steps - 1) * layers * 2 * beams * image * width**2
     head = (models.PROMPT - 1) * beams * (width**2 + 5 * width + width * words)
-    ours = flops(model, (), call=lambda m, _: models.caption(beams, steps, m)).macs
+    ours = flops(model, (), call=lambda m, _: models.caption_model(beams, steps, m)).macs
     assert ours == generated(model, ids, beams, steps) + keys_and_values + head
 
 

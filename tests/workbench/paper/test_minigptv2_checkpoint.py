@@ -20,7 +20,7 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2VisionEmbeddings
 from tests.workbench.paper.test_minigptv2 import IDS, MASK, VISION, characters, pixels, tiny
 from turbovlm_workbench.paper import minigptv2
 from turbovlm_workbench.paper.minigptv2 import MiniGPTv2ForConditionalGeneration
-from turbovlm_workbench.paper.minigptv2_checkpoint import add_lora, convert, main
+from turbovlm_workbench.paper.minigptv2_checkpoint import add_lora, convert_minigptv2, main
 
 State = dict[str, Tensor]
 RANK, SCALING = 4, 4.0  # alpha 16
@@ -114,7 +114,7 @@ class Files:
         return [self.folder / name for name in ("trained.pth", "eva.pth", "llama", "out")]
 
     def convert(self) -> MiniGPTv2ForConditionalGeneration:
-        return convert(*self.write(), vision_config=self.model.config.vision_config)
+        return convert_minigptv2(*self.write(), vision_config=self.model.config.vision_config)
 
 
 @torch.no_grad()

@@ -22,10 +22,10 @@ from turbovlm.errors import InputError, ModelError
 from turbovlm_workbench.paper.nlvr import BlipForNlvr
 from turbovlm_workbench.paper.nlvr_checkpoint import (
     POSITION_IDS,
-    convert,
+    convert_nlvr,
     load_published,
     main,
-    published_key,
+    published_nlvr_key,
 )
 
 
@@ -85,7 +85,7 @@ def published(vision: dict[str, Any], text: dict[str, Any]) -> dict[str, tuple[i
 
 
 def published_state(model: BlipForNlvr) -> dict[str, Tensor]:
-    state = {published_key(key): value.clone() for key, value in model.state_dict().items()}
+    state = {published_nlvr_key(key): value.clone() for key, value in model.state_dict().items()}
     state[POSITION_IDS] = torch.arange(16)[None]
     return state
 
@@ -103,7 +103,7 @@ def test_every_published_key_has_its_place(full: bool) -> None:
     assert isinstance(text, hf.PreTrainedConfig)
     expected = published(vision.to_dict(), text.to_dict())
     expected.pop(POSITION_IDS)
-    got = {published_key(k): tuple(v.shape) for k, v in model.state_dict().items()}
+    got = {published_nlvr_key(k): tuple(v.shape) for k, v in model.state_dict().items()}
     assert got == expected
 
 
@@ -112,7 +112,7 @@ def test_a_converted_checkpoint_is_the_same_model(tmp_path: Path) -> None:
     state = published_state(model)
     shapes = published(VISION, TEXT)
     assert {key: tuple(value.shape) for key, value in state.items()} == shapes
-    convert(save(tmp_path / "nlvr.pth", state), tmp_path / "out", config())
+    convert_nlvr(save(tmp_path / "nlvr.pth", state), tmp_path / "out", config())
     loaded = BlipForNlvr.from_pretrained(tmp_path / "out")
     assert torch.equal(logits(loaded), logits(model))
     processor = hf.AutoImageProcessor.from_pretrained(tmp_path / "out")
@@ -193,7 +193,7 @@ def test_checkpoints_that_do_not_fit(
     state = published_state(build())
     change(state)
     with pytest.raises(ModelError, match=rf"bad\.pth does not fit BLIP for NLVR2: .*{message}"):
-        convert(save(tmp_path / "bad.pth", state), tmp_path / "out", config())
+        convert_nlvr(save(tmp_path / "bad.pth", state), tmp_path / "out", config())
     assert not (tmp_path / "out").exists()
 
 
@@ -233,10 +233,10 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "used" / "notes.txt").write_text("mine")
     for folder in (tmp_path / "used", path):
         with pytest.raises(InputError, match="is not an empty folder: give a new one"):
-            convert(path, folder, config())
+            convert_nlvr(path, folder, config())
     assert [p.name for p in (tmp_path / "used").iterdir()] == ["notes.txt"]
     (tmp_path / "empty").mkdir()
-    convert(path, tmp_path / "empty", config())
+    convert_nlvr(path, tmp_path / "empty", config())
     assert (tmp_path / "empty" / "config.json").is_file()
 
 

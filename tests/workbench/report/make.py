@@ -8,13 +8,13 @@ import numpy as np
 
 from turbovlm.config import Merge
 from turbovlm.measure.speed import Ratio
-from turbovlm_workbench.compare.rows import UNMERGED, Report, Row
+from turbovlm_workbench.compare.rows import UNMERGED, BenchReport, BenchRow
 from turbovlm_workbench.compare.samples import Sample
 from turbovlm_workbench.tasks.classify import ACCURACY, AGREEMENT, KL, LOST
 
 
-def row(config: Merge | None, speed: float, agreement: float, accuracy: float = 0.8) -> Row:
-    return Row(
+def row(config: Merge | None, speed: float, agreement: float, accuracy: float = 0.8) -> BenchRow:
+    return BenchRow(
         name=UNMERGED if config is None else f"{config.method} r={config.r}",
         config=config,
         fused=False,
@@ -36,7 +36,7 @@ def row(config: Merge | None, speed: float, agreement: float, accuracy: float = 
     )
 
 
-def report(**changes: Any) -> Report:
+def report(**changes: Any) -> BenchReport:
     rows = (
         row(None, 1.0, 1.0),
         row(Merge(r=4), 1.2, 0.98),
@@ -60,7 +60,7 @@ def report(**changes: Any) -> Report:
         "advised": "turbo r=8",
         "environment": {"cpu": "a cpu", "threads": 2, "torch": "2"},
     }
-    return Report(**{**values, **changes})
+    return BenchReport(**{**values, **changes})
 
 
 def sample(merged: str = "a cat") -> Sample:

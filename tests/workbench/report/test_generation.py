@@ -15,18 +15,18 @@ from rich.console import Console
 from tests.workbench.report.test_page import Outline
 from turbovlm.config import MergeRestore
 from turbovlm.measure.speed import Ratio
-from turbovlm_workbench.generation.compare import Comparison, Side, title
+from turbovlm_workbench.generation.compare import Comparison, Side, restore_title
 from turbovlm_workbench.report.generation import (
     HEADERS,
     WHITE,
-    cells,
     fastest,
     grid,
     heat,
-    notes,
-    page,
-    table,
-    verdict,
+    picture_cells,
+    picture_notes,
+    picture_page,
+    picture_table,
+    picture_verdict,
 )
 
 PROMPTS = ("a red circle", 'a <b>"blue"</b> star')
@@ -34,7 +34,7 @@ PROMPTS = ("a red circle", 'a <b>"blue"</b> star')
 
 def side(merge: MergeRestore | None, speed: float, level: int) -> Side:
     return Side(
-        name="unmerged" if merge is None else title(merge),
+        name="unmerged" if merge is None else restore_title(merge),
         merge=merge,
         pictures=tuple(Image.new("RGB", (16, 16), (level, 0, 0)) for _ in PROMPTS),
         seconds=2.0 / speed,
@@ -65,7 +65,7 @@ def comparison(*speeds: float, **changes: Any) -> Comparison:
 def test_every_side_is_a_row_and_numbers_are_whole() -> None:
     found = comparison(1.21, 1.44)
     console = Console(width=160, file=io.StringIO(), record=True)
-    console.print(table(found))
+    console.print(picture_table(found))
     rows = console.export_text().splitlines()
     assert rows[0].split() == " ".join(HEADERS).split()
     assert rows[1].split() == ["unmerged", "4", "1.00x", "2", "1.00x"]
@@ -75,21 +75,21 @@ def test_every_side_is_a_row_and_numbers_are_whole() -> None:
     ]  # fmt: skip
     assert len(rows) == 5
     equal = side(MergeRestore(ratio=0.0), 1.0, 0)
-    assert cells(found, equal)[-1] == "equal"
-    assert "95 % interval" in notes(found)[3]
-    assert "lowest, highest" in notes(comparison(1.2, rounds=3))[3]
+    assert picture_cells(found, equal)[-1] == "equal"
+    assert "95 % interval" in picture_notes(found)[3]
+    assert "lowest, highest" in picture_notes(comparison(1.2, rounds=3))[3]
 
 
 def test_the_verdict_names_the_fastest_of_the_first_method_or_none() -> None:
     found = comparison(1.21, 1.44)
     assert fastest(found).name == "turbo 20 %"  # random is faster, and there to compare
-    assert verdict(found) == (
+    assert picture_verdict(found) == (
         "turbo 20 % draws 1.44 times as fast, where operations allow 1.20; its pictures differ "
         "by 10.00 of 255 levels."
     )
-    assert verdict(comparison(0.98)).startswith("No setting is faster here")
+    assert picture_verdict(comparison(0.98)).startswith("No setting is faster here")
     same = tuple(dataclasses.replace(side, gmacs=4.0) for side in found.sides)
-    assert verdict(comparison(1.21, sides=same)).startswith("Nothing was merged")
+    assert picture_verdict(comparison(1.21, sides=same)).startswith("Nothing was merged")
 
 
 def test_heat_is_black_where_nothing_differs() -> None:
@@ -117,7 +117,7 @@ def test_the_page_needs_nothing_else() -> None:
     found = comparison(1.21, 1.44)
     said = {s.name: ["a red circle", "something"] for s in found.sides}
     right = {s.name: 0.5 + 0.1 * index for index, s in enumerate(found.sides)}
-    text = page(found, "a title", said, right)
+    text = picture_page(found, "a title", said, right)
     outline = Outline(text)
     assert outline.open == []
     assert outline.tags["img"] == 2 * (1 + 2 * 3)

@@ -15,9 +15,9 @@ from rich.console import Console
 from tests.workbench.report.make import report, row, sample
 from turbovlm.config import Merge
 from turbovlm.errors import MissingExtra
-from turbovlm_workbench.report.page import data_uri, page
+from turbovlm_workbench.report.page import bench_page, data_uri
 from turbovlm_workbench.report.plot import STYLES, TEXT, by_method, trade_off
-from turbovlm_workbench.report.table import cells, headers, notes, table
+from turbovlm_workbench.report.table import bench_cells, bench_notes, bench_table, headers
 
 
 class Outline(HTMLParser):
@@ -44,13 +44,13 @@ class Outline(HTMLParser):
 
 def printed(width: int = 160) -> str:
     console = Console(width=width, file=io.StringIO(), record=True)
-    console.print(table(report()))
+    console.print(bench_table(report()))
     return console.export_text()
 
 
 def test_cells_stand_under_their_headers() -> None:
     whole = report()
-    assert dict(zip(headers(whole), cells(whole, whole.rows[2]), strict=True)) == {
+    assert dict(zip(headers(whole), bench_cells(whole, whole.rows[2]), strict=True)) == {
         "setting": "turbo r=8",
         "tokens": "101",
         "GFLOPs": "0.90",
@@ -62,7 +62,7 @@ def test_cells_stand_under_their_headers() -> None:
         "agreement": "95.0 %",
         "KL": "0.0315",
     }
-    assert cells(whole, whole.rows[0])[5] == "1.00x"
+    assert bench_cells(whole, whole.rows[0])[5] == "1.00x"
 
 
 def test_the_table_has_every_row() -> None:
@@ -73,21 +73,21 @@ def test_the_table_has_every_row() -> None:
 
 
 def test_notes_say_what_was_measured() -> None:
-    text = "\n".join(notes(report()))
+    text = "\n".join(bench_notes(report()))
     assert "500 images" in text
     assert "a cpu, 2 threads" in text
     assert "median of 10 interleaved rounds [95 % interval], against unmerged" in text
     assert "both sides compiled" not in text
     assert "allocator" not in text
     rows = [dataclasses.replace(row, page_faults=21476.0) for row in report().rows]
-    assert "one unmerged call faults 21476 pages in" in "\n".join(notes(report(rows=rows)))
-    few = "\n".join(notes(report(rounds=2, compiled=True)))
+    assert "one unmerged call faults 21476 pages in" in "\n".join(bench_notes(report(rows=rows)))
+    few = "\n".join(bench_notes(report(rounds=2, compiled=True)))
     assert "[lowest, highest]" in few
     assert "both sides compiled" in few
 
 
 def test_the_page_needs_nothing_else() -> None:
-    text = page(report(), [sample(), sample("a dog")], "turbo r=8")
+    text = bench_page(report(), [sample(), sample("a dog")], "turbo r=8")
     outline = Outline(text)
     assert outline.open == []
     assert outline.tags["img"] == 4
@@ -99,7 +99,7 @@ def test_the_page_needs_nothing_else() -> None:
 
 
 def test_the_page_shows_the_result() -> None:
-    text = page(report(), [sample(), sample("a dog")], "turbo r=8", "A title")
+    text = bench_page(report(), [sample(), sample("a dog")], "turbo r=8", "A title")
     assert "<title>A title</title>" in text
     assert '<p class="advice">Use turbo r=8.</p>' in text
     assert text.count('<tr class="new') == 2  # one line between the methods
@@ -108,19 +108,19 @@ def test_the_page_shows_the_result() -> None:
     assert '<span class="changed">a cat</span>' in text
     assert text.count("<dd>the same</dd>") == 1
     assert "1.40x" in text
-    for cell in cells(report(), report().rows[-1]):
+    for cell in bench_cells(report(), report().rows[-1]):
         assert f"<td>{cell}</td>" in text
 
 
 def test_names_are_escaped() -> None:
-    text = page(report(), [sample()])
+    text = bench_page(report(), [sample()])
     assert "timm:some_&lt;model&gt;" in text
     assert "photo &lt;1&gt;" in text
     assert "<model>" not in text
 
 
 def test_without_advice_or_samples() -> None:
-    text = page(report(advised=None))
+    text = bench_page(report(advised=None))
     assert 'class="figures"' not in text
     assert "What was merged" not in text
     assert 'advised"><td>' not in text
@@ -169,4 +169,4 @@ def test_missing_extras(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
         importlib.util, "find_spec", lambda name: None if name == package else real(name)
     )
     with pytest.raises(MissingExtra, match=rf"{package}.*pip install 'turbovlm\[report\]'"):
-        page(report())
+        bench_page(report())

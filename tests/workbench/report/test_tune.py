@@ -9,9 +9,9 @@ from rich.console import Console
 
 from turbovlm.config import Merge
 from turbovlm.measure.speed import Ratio
-from turbovlm_workbench.report.tune import lines, table
+from turbovlm_workbench.report.tune import tune_lines, tune_table
 from turbovlm_workbench.tasks.classify import AGREEMENT, GIVEN_UP
-from turbovlm_workbench.tune.judge import Loss, Trial
+from turbovlm_workbench.tune.trials import Loss, Trial
 from turbovlm_workbench.tune.tune import Tuned
 
 OUT = Path("turbo.json")
@@ -57,7 +57,7 @@ def tuned(**changes: Any) -> Tuned:
 
 
 def said(found: Tuned) -> str:
-    return "\n".join(lines(found, OUT))
+    return "\n".join(tune_lines(found, OUT))
 
 
 def test_the_line_to_use() -> None:
@@ -88,7 +88,7 @@ def test_few_images_are_named() -> None:
 
 def test_the_table_leaves_out_the_probes_and_groups_the_stages() -> None:
     console = Console(width=160, file=io.StringIO(), record=True)
-    console.print(table(tuned()))
+    console.print(tune_table(tuned()))
     rows = [row.rstrip() for row in console.export_text().splitlines() if row.strip()]
     assert rows[0].split() == [
         "stage", "setting", "images", "drift", "confidence", "lost", "±", "agreement"

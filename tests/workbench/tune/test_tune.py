@@ -16,12 +16,12 @@ from tests.workbench import build
 from turbovlm.config import Merge
 from turbovlm.errors import ConfigError, InputError, ModelError
 from turbovlm.measure import Timing
-from turbovlm_workbench.compare.bench import Plan
+from turbovlm_workbench.compare.bench import BenchPlan
 from turbovlm_workbench.data.images import ImageFolder
 from turbovlm_workbench.load.models import load, with_labels
 from turbovlm_workbench.tasks.base import Task
-from turbovlm_workbench.tune.judge import Part, loss_of, split
 from turbovlm_workbench.tune.search import Search
+from turbovlm_workbench.tune.trials import Part, loss_of, split_images
 from turbovlm_workbench.tune.tune import Tuned, tune
 
 IMAGES = 24
@@ -71,7 +71,7 @@ def task(place: Path) -> Task[Any]:
 
 
 def tuned(task: Task[Any], images: ImageFolder, promise: float, **more: Any) -> Tuned:
-    return tune(task, images, promise, Plan(batch=8), **{"timer": by_operations, **more})
+    return tune(task, images, promise, BenchPlan(batch=8), **{"timer": by_operations, **more})
 
 
 TOLD: dict[str, list[tuple[int, int]]] = {}
@@ -101,7 +101,7 @@ def test_it_finds_a_faster_setting_that_keeps_the_promise(
     assert loose.speedup.value > 1.1
     assert chosen.loss.bound <= 0.5
     # what it says of the other images is so, and they are others
-    held = split(IMAGES, 0)[1]
+    held = split_images(IMAGES, 0)[1]
     scores = Part(task, images, held, 8, keep=False).scores(chosen.merge)
     assert loss_of(scores) == chosen.loss
     assert chosen.loss.images == 16
@@ -221,7 +221,11 @@ def test_labels_follow_their_images(task: Task[Any], images: ImageFolder) -> Non
     pixels = task.pixels([images.image(index) for index in range(IMAGES)])
     labels = task.outputs(task.model, pixels).argmax(-1).tolist()
     search = Search(
-        with_labels(task, tuple(labels)), images, split(IMAGES, 0)[0], Plan(batch=8), by_operations
+        with_labels(task, tuple(labels)),
+        images,
+        split_images(IMAGES, 0)[0],
+        BenchPlan(batch=8),
+        by_operations,
     )
     # every label is the unmerged model's own answer, so accuracy is agreement
     trial = search.tried("ladder", Merge(r=12))
@@ -231,8 +235,8 @@ def test_labels_follow_their_images(task: Task[Any], images: ImageFolder) -> Non
 def test_validation_climbs_from_below_and_stops_at_the_first_refusal(
     task: Task[Any], images: ImageFolder
 ) -> None:
-    searched, held = split(IMAGES, 0)
-    search = Search(task, images, searched, Plan(batch=8), by_operations)
+    searched, held = split_images(IMAGES, 0)
+    search = Search(task, images, searched, BenchPlan(batch=8), by_operations)
     part = Part(task, images, held, 8, keep=True)
     gentle, much = Merge(r=1), Merge(r=12)
     low, high = (loss_of(part.scores(merge)).bound for merge in (gentle, much))

@@ -1,4 +1,4 @@
-"""What lessons share: a bank of scenes, and texts that read the images of a batch."""
+"""What lessons share: scenes behind the frozen encoder, and texts that read images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SEEDS = 2**31 - 1
 HINT = 0.3  # weight of what tells the cross-attention where to look
 
 
-class Bank(NamedTuple):
+class EncodedScenes(NamedTuple):
     """What the frozen part of the vision encoder makes of N scenes.
 
     ``states`` is float16 (N, 197, 160); ``shown`` int64 (N, 197) names the object that each token
@@ -33,16 +33,16 @@ class Bank(NamedTuple):
     objects: Sequence[Sequence[Object]]
 
 
-def bank(states: Tensor, objects: Sequence[Sequence[Object]]) -> Bank:
-    """A bank of scenes whose states (N, 197, 160) are known."""
+def encoded_scenes(states: Tensor, objects: Sequence[Sequence[Object]]) -> EncodedScenes:
+    """Scenes whose states (N, 197, 160) are known."""
     shown = torch.zeros(states.shape[:2], dtype=torch.int64)
     for row, items in zip(shown, objects, strict=True):
         row[1:] = torch.from_numpy(patch_targets(items)[:, 0])
-    return Bank(states, shown, objects)
+    return EncodedScenes(states, shown, objects)
 
 
-class Look(NamedTuple):
-    """Where B texts look: at ``images`` (B,) of a batch, and there at the tokens ``wanted``, bool
+class Attended(NamedTuple):
+    """What B texts attend to: ``images`` (B,) of a batch, and there the tokens ``wanted``, bool
     (B, L, N), or (B, 1, N) for all words alike; a hint for training, with no effect otherwise."""
 
     images: Tensor
@@ -50,11 +50,11 @@ class Look(NamedTuple):
 
 
 @contextmanager
-def reading(looks: Mapping[Any, Look]) -> Iterator[list[Tensor]]:
+def guided_reading(looks: Mapping[Any, Attended]) -> Iterator[list[Tensor]]:
     """Let many texts read few images, of which keys and values are then computed but once.
 
     The texts of an image stand side by side as one long text, which changes nothing: the words
-    of a text look at an image without regard to each other.
+    of a text attend to an image without regard to each other.
 
     Args:
         looks: by cross-attention (module).
@@ -65,15 +65,15 @@ def reading(looks: Mapping[Any, Look]) -> Iterator[list[Tensor]]:
     """
     missed: list[Tensor] = []
 
-    def shared(attention: Any, look: Look) -> Any:
-        same = look.images[:, None] == look.images
+    def shared(attention: Any, attended: Attended) -> Any:
+        same = attended.images[:, None] == attended.images
         rank = same.tril(-1).sum(1)  # of each text among those of its image
         most = int(same.sum(1).max())
 
         def forward(hidden_states: Tensor, *, encoder_hidden_states: Tensor, **_: Any) -> Any:
             texts = attention.query(hidden_states)
             rows = texts.new_zeros(len(encoder_hidden_states), most, *texts.shape[1:])
-            rows[look.images, rank] = texts
+            rows[attended.images, rank] = texts
             query, key, value = (
                 x.unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
                 for x in (
@@ -84,15 +84,15 @@ def reading(looks: Mapping[Any, Look]) -> Iterator[list[Tensor]]:
             )
             shares = (query @ key.transpose(2, 3) / math.sqrt(query.shape[-1])).softmax(-1)
             out = (shares.to(value.dtype) @ value).transpose(1, 2).flatten(2)
-            seen = shares.mean(1).unflatten(1, rows.shape[1:3])[look.images, rank]
-            told = look.wanted.any(-1).expand(seen.shape[:2])
-            missed.append(-(seen * look.wanted).sum(-1)[told].clamp(min=1e-5).log().mean())
-            return out.unflatten(1, rows.shape[1:3])[look.images, rank], None
+            seen = shares.mean(1).unflatten(1, rows.shape[1:3])[attended.images, rank]
+            told = attended.wanted.any(-1).expand(seen.shape[:2])
+            missed.append(-(seen * attended.wanted).sum(-1)[told].clamp(min=1e-5).log().mean())
+            return out.unflatten(1, rows.shape[1:3])[attended.images, rank], None
 
         return forward
 
-    for attention, look in looks.items():
-        attention.forward = shared(attention, look)
+    for attention, attended in looks.items():
+        attention.forward = shared(attention, attended)
     try:
         yield missed
     finally:
@@ -100,13 +100,13 @@ def reading(looks: Mapping[Any, Look]) -> Iterator[list[Tensor]]:
             del attention.forward
 
 
-def wanted(bank: Bank, places: np.ndarray, kinds: Sequence[Kind]) -> Tensor:
+def tokens_to_attend(encoded: EncodedScenes, places: np.ndarray, kinds: Sequence[Kind]) -> Tensor:
     """Which tokens of each scene show an object of the kind named with it, bool (B, N)."""
     fits = torch.zeros(len(places), MAX_OBJECTS + 1, dtype=torch.bool)
     for row, place, kind in zip(fits, places, kinds, strict=True):
-        for order, item in enumerate(bank.objects[place], start=1):
+        for order, item in enumerate(encoded.objects[place], start=1):
             row[order] = kind.fits(item)
-    return fits.gather(1, bank.shown[places])
+    return fits.gather(1, encoded.shown[places])
 
 
 class Lesson(ABC):
@@ -129,7 +129,7 @@ class Lesson(ABC):
         self.model.load_state_dict(weights, strict=False)
 
     def see(self, images: Tensor) -> Tensor:
-        """Pixels (B, 3, S, S) -> what a bank holds of them (B, N, C)."""
+        """Pixels (B, 3, S, S) -> what `EncodedScenes` holds of them (B, N, C)."""
         return self.model.vision_model(images).last_hidden_state
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -141,11 +141,11 @@ class Lesson(ABC):
         }
 
     @abstractmethod
-    def loss(self, bank: Bank, rng: RandomState) -> Tensor:
+    def loss(self, encoded: EncodedScenes, rng: RandomState) -> Tensor:
         """The loss of one step."""
 
     @abstractmethod
-    def scores(self, bank: Bank) -> dict[str, float]:
+    def scores(self, encoded: EncodedScenes) -> dict[str, float]:
         """Shares (0 to 1) of what is right."""
 
     def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -153,10 +153,12 @@ class Lesson(ABC):
         made = self.tokenizer(list(texts), padding=True, return_tensors="pt")
         return made["input_ids"], made["attention_mask"]
 
-    def read(self, ids: Tensor, mask: Tensor, states: Tensor, look: Look) -> tuple[Tensor, Tensor]:
+    def read(
+        self, ids: Tensor, mask: Tensor, states: Tensor, attended: Attended
+    ) -> tuple[Tensor, Tensor]:
         """What the text encoder makes of texts about images (B, L, C), and how it looked."""
         encoder = self.model.text_encoder
-        looks = {layer.crossattention.self: look for layer in encoder.encoder.layer}
-        with reading(looks) as missed:
+        looks = {layer.crossattention.self: attended for layer in encoder.encoder.layer}
+        with guided_reading(looks) as missed:
             out = encoder(ids, attention_mask=mask, encoder_hidden_states=states)
         return out.last_hidden_state, torch.stack(missed).mean()

@@ -11,7 +11,15 @@ from numpy.random import RandomState
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from turbovlm_lab.lessons.base import HINT, SEEDS, Bank, Lesson, Look, reading, wanted
+from turbovlm_lab.lessons.base import (
+    HINT,
+    SEEDS,
+    Attended,
+    EncodedScenes,
+    Lesson,
+    guided_reading,
+    tokens_to_attend,
+)
 from turbovlm_lab.pairs import group
 from turbovlm_lab.scenes import MAX_OBJECTS
 
@@ -27,7 +35,7 @@ class Judged(NamedTuple):
     missed: Tensor
 
 
-class Nlvr(Lesson):
+class NlvrLesson(Lesson):
     """Statements about pairs."""
 
     images, groups = 32, 24
@@ -57,42 +65,44 @@ class Nlvr(Lesson):
             {"weight": torch.cat((half, half), 1), "bias": torch.zeros(len(half))}
         )
 
-    def loss(self, bank: Bank, rng: RandomState) -> Tensor:
+    def loss(self, encoded: EncodedScenes, rng: RandomState) -> Tensor:
         """The loss of one step."""
-        judged = self._judge(bank, rng, self.images, self.groups)
+        judged = self._judge(encoded, rng, self.images, self.groups)
         counts = self.counter(judged.read).float().unflatten(1, (2, -1)).transpose(1, 2)
         counting = F.cross_entropy(counts, judged.counts)
         right = F.cross_entropy(judged.logits.float(), judged.labels)
         return right + counting + HINT * judged.missed
 
-    def scores(self, bank: Bank) -> dict[str, float]:
+    def scores(self, encoded: EncodedScenes) -> dict[str, float]:
         """Share of statements judged right, and of those right for all four of their pairs."""
         rng = RandomState(0)
         right = []
         for _ in range(16):
-            judged = self._judge(bank, rng, 64, self.groups)
+            judged = self._judge(encoded, rng, 64, self.groups)
             right.append((judged.logits.argmax(1) == judged.labels).view(self.groups, -1))
         flat = torch.cat(right).float()
         return {"right": flat.mean().item(), "consistent": flat.min(1).values.mean().item()}
 
-    def _judge(self, bank: Bank, rng: RandomState, images: int, groups: int) -> Judged:
+    def _judge(self, encoded: EncodedScenes, rng: RandomState, images: int, groups: int) -> Judged:
         """New statements about some scenes, each with four pairs of them."""
-        chosen = rng.permutation(len(bank.objects))[:images]
-        pool = [bank.objects[place] for place in chosen]
+        chosen = rng.permutation(len(encoded.objects))[:images]
+        pool = [encoded.objects[place] for place in chosen]
         drawn = [group(pool, rng.randint(SEEDS)) for _ in range(groups)]
         pairs = [pair for one in drawn for pair in one.pairs]
         ids, mask = self.tokens([one.statement for one in drawn for _ in one.pairs])
         about = [one.about for one in drawn for _ in one.pairs]
         sides = [np.array([pair[side] for pair in pairs]) for side in (0, 1)]
         looks = [
-            Look(torch.from_numpy(side), wanted(bank, chosen[side], about)[:, None])
+            Attended(
+                torch.from_numpy(side), tokens_to_attend(encoded, chosen[side], about)[:, None]
+            )
             for side in sides
         ]
         encoder = self.model.text_encoder
         twins = [layer.crossattention for layer in encoder.encoder.layer]
         where = {twin.self0: looks[0] for twin in twins} | {twin.self1: looks[1] for twin in twins}
-        with reading(where) as missed:
-            states = bank.states[chosen].float()[:, None].expand(-1, 2, -1, -1)
+        with guided_reading(where) as missed:
+            states = encoded.states[chosen].float()[:, None].expand(-1, 2, -1, -1)
             out = encoder(ids, attention_mask=mask, encoder_hidden_states=states)
         labels = torch.tensor([int(pair.label) for pair in pairs])
         counts = [

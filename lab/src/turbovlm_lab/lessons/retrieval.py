@@ -13,15 +13,15 @@ from torch.nn import functional as F
 
 from turbovlm_lab.grammar import ATTRIBUTES, describe
 from turbovlm_lab.kinds import VALUES, another, kind_of
-from turbovlm_lab.lessons.base import HINT, Bank, Lesson, Look
-from turbovlm_lab.scenes import MAX_OBJECTS, Object, draw
+from turbovlm_lab.lessons.base import HINT, Attended, EncodedScenes, Lesson
+from turbovlm_lab.scenes import MAX_OBJECTS, Object, draw_integer
 
 
-class Retrieval(Lesson):
+class RetrievalLesson(Lesson):
     """Captions to images: by the angle between embeddings (ITC), and read with the image (ITM).
 
     The captioner's cls token was never asked to stand for the image, so the last block of the
-    vision encoder is trained along: a bank holds what goes into it.
+    vision encoder is trained along: `EncodedScenes` holds what goes into it.
     """
 
     images, matched = 48, 12
@@ -50,12 +50,12 @@ class Retrieval(Lesson):
         """What is trained, by name, with what helps in training alone."""
         return {**super().parameters(), **dict(self.reader.named_parameters())}
 
-    def loss(self, bank: Bank, rng: RandomState) -> Tensor:
+    def loss(self, encoded: EncodedScenes, rng: RandomState) -> Tensor:
         """The loss of one step."""
-        chosen = rng.permutation(len(bank.objects))[: self.images]
-        scenes = [bank.objects[place] for place in chosen]
+        chosen = rng.permutation(len(encoded.objects))[: self.images]
+        scenes = [encoded.objects[place] for place in chosen]
         captions = [describe(objects) for objects in scenes]
-        states = bank.states[chosen].float()
+        states = encoded.states[chosen].float()
         image, text = self._image(states), self._text(captions)
         alike = image @ text.T / self.temperature
         same = torch.arange(len(chosen))
@@ -69,15 +69,15 @@ class Retrieval(Lesson):
             for place, other in enumerate(others)
             for caption in (captions[place], captions[other], _mistaken(scenes[place], rng))
         ]
-        logits, missed = self._match(bank, chosen[: self.matched], said, states[: self.matched])
+        logits, missed = self._match(encoded, chosen[: self.matched], said, states[: self.matched])
         true = torch.tensor([1, 0, 0] * len(others))
         return contrast + named + F.cross_entropy(logits.float(), true) + HINT * missed
 
-    def scores(self, bank: Bank) -> dict[str, float]:
-        """Recall@1 among the scenes of the bank, by embeddings (itc) and ordered anew (itm)."""
-        captions = [describe(objects) for objects in bank.objects]
+    def scores(self, encoded: EncodedScenes) -> dict[str, float]:
+        """Recall@1 among the scenes, by embeddings (itc) and ordered anew (itm)."""
+        captions = [describe(objects) for objects in encoded.objects]
         places = np.arange(len(captions))
-        image = torch.cat([self._image(part.float()) for part in bank.states.split(64)])
+        image = torch.cat([self._image(part.float()) for part in encoded.states.split(64)])
         alike = (image @ self._text(captions).T).float()
         scores = {"itc text": recall(alike), "itc image": recall(alike.T)}
         for name, rows in (("itm text", alike), ("itm image", alike.T)):
@@ -88,7 +88,7 @@ class Retrieval(Lesson):
                     said, where = [captions[i] for i in best[place]], places[place : place + 1]
                 else:
                     said, where = [captions[place]] * self.listed, best[place].numpy()
-                logits, _ = self._match(bank, where, said, bank.states[where].float())
+                logits, _ = self._match(encoded, where, said, encoded.states[where].float())
                 better[place, best[place]] = logits[:, 1].float()
             scores[name] = recall(better)
         return scores
@@ -130,19 +130,19 @@ class Retrieval(Lesson):
         return torch.stack(losses).mean()
 
     def _match(
-        self, bank: Bank, places: np.ndarray, said: Sequence[str], states: Tensor
+        self, encoded: EncodedScenes, places: np.ndarray, said: Sequence[str], states: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Logits (B, 2) of captions, as many for each of the scenes at ``places``; the look."""
+        """Logits (B, 2) of captions, as many for each scene of ``places``; how they attended."""
         vision = self.model.vision_model
         seen = vision.post_layernorm(vision.encoder.layers[-1](states))
         ids, mask = self.tokens(said)
         index = torch.arange(len(places)).repeat_interleave(len(said) // len(places))
-        # The words of a clause look at the object that stands at its place in the scene's caption.
+        # The words of a clause attend to the object at its place in the scene's caption.
         clause = (ids == self.tokenizer.convert_tokens_to_ids(",")).cumsum(1) + 1
         clause[:, 0] = -1
         clause[mask == 0] = -1
-        look = Look(index, clause[:, :, None] == bank.shown[places[index], None])
-        read, missed = self.read(ids, mask, seen, look)
+        attended = Attended(index, clause[:, :, None] == encoded.shown[places[index], None])
+        read, missed = self.read(ids, mask, seen, attended)
         return self.model.itm_head(read[:, 0]), missed
 
 
@@ -154,7 +154,7 @@ def recall(alike: Tensor) -> float:
 def _mistaken(objects: Sequence[Object], rng: RandomState) -> str:
     """The caption of a scene with another size, colour or shape of one object."""
     mentions: list[Any] = list(objects)
-    place = draw(rng, 0, len(mentions))
+    place = draw_integer(rng, 0, len(mentions))
     wrong = another(rng, kind_of(mentions[place], ATTRIBUTES[:3]))
     mentions[place] = wrong._replace(position=mentions[place].position)
     return describe(mentions)

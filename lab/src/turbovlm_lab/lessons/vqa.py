@@ -10,34 +10,34 @@ from numpy.random import RandomState
 from torch import Tensor
 from torch.nn import functional as F
 
-from turbovlm_lab.lessons.base import HINT, SEEDS, Bank, Lesson, Look, wanted
-from turbovlm_lab.questions import Question, ask
+from turbovlm_lab.lessons.base import HINT, SEEDS, Attended, EncodedScenes, Lesson, tokens_to_attend
+from turbovlm_lab.questions import SceneQuestion, ask
 
 
-class Vqa(Lesson):
+class VqaLesson(Lesson):
     """Answers, word by word."""
 
     images, per_image = 16, 8
     texts = images * per_image
 
-    def loss(self, bank: Bank, rng: RandomState) -> Tensor:
+    def loss(self, encoded: EncodedScenes, rng: RandomState) -> Tensor:
         """The loss of one step."""
-        chosen = rng.permutation(len(bank.objects))[: self.images]
-        asked: list[Question] = []
+        chosen = rng.permutation(len(encoded.objects))[: self.images]
+        asked: list[SceneQuestion] = []
         for place in chosen:
-            pool = [q for _ in range(2) for q in ask(bank.objects[place], rng.randint(SEEDS))]
+            pool = [q for _ in range(2) for q in ask(encoded.objects[place], rng.randint(SEEDS))]
             asked += [pool[i] for i in rng.permutation(len(pool))[: self.per_image]]
         # generate() lets the decoder read the padding of questions, where forward() masks it
-        logits, labels, missed = self._answer(bank, chosen, asked, masked=bool(rng.randint(2)))
+        logits, labels, missed = self._answer(encoded, chosen, asked, masked=bool(rng.randint(2)))
         right = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=0)
         return right + HINT * missed
 
-    def scores(self, bank: Bank) -> dict[str, float]:
+    def scores(self, encoded: EncodedScenes) -> dict[str, float]:
         """Share of right answers: of all, and by the topic of the question."""
         right: dict[str, list[float]] = {}
-        for place, objects in enumerate(bank.objects):
+        for place, objects in enumerate(encoded.objects):
             asked = ask(objects, place)
-            logits, labels, _ = self._answer(bank, np.array([place]), asked, masked=False)
+            logits, labels, _ = self._answer(encoded, np.array([place]), asked, masked=False)
             # Greedy words are all right if each is the likeliest one after those before it.
             same = ((logits.argmax(-1) == labels) | (labels == 0)).all(1)
             for question, good in zip(asked, same.tolist(), strict=True):
@@ -47,17 +47,23 @@ class Vqa(Lesson):
         return {"right": float(np.mean(flat)), **means}
 
     def _answer(
-        self, bank: Bank, chosen: np.ndarray, asked: Sequence[Question], masked: bool
+        self,
+        encoded: EncodedScenes,
+        chosen: np.ndarray,
+        asked: Sequence[SceneQuestion],
+        masked: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (B, L, V) of the words of the answers, those words (B, L), and the look.
+        """Logits (B, L, V) of the words of the answers, those words (B, L), and how they attended.
 
         The questions are as many for each of the scenes chosen, and in their order.
         """
         ids, mask = self.tokens([q.text for q in asked])
         words, _ = self.tokens([q.answer for q in asked])
         index = torch.arange(len(chosen)).repeat_interleave(len(asked) // len(chosen))
-        look = Look(index, wanted(bank, chosen[index], [q.about for q in asked])[:, None])
-        read, missed = self.read(ids, mask, bank.states[chosen].float(), look)
+        attended = Attended(
+            index, tokens_to_attend(encoded, chosen[index], [q.about for q in asked])[:, None]
+        )
+        read, missed = self.read(ids, mask, encoded.states[chosen].float(), attended)
         logits = self.model.text_decoder(
             words[:, :-1],
             encoder_hidden_states=read,

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from turbovlm_workbench.compare.variants import share
+from turbovlm_workbench.compare.variants import share_weights
 from turbovlm_workbench.tasks.base import Task, summarize
 from turbovlm_workbench.tasks.evaluate.stage import Evaluation, Record, Run, Scores, Stage, prepared
 
@@ -35,7 +35,7 @@ class Agreement(Evaluation):
     def patched(self) -> nn.Module:
         """A twin of the model with the same weights, where those are when it is first asked for."""
         if self._twin is None:
-            self._twin = share(self.model)
+            self._twin = share_weights(self.model)
         return self._twin
 
     def run(self) -> Run:

@@ -10,8 +10,8 @@ from typing import TypeVar
 from turbovlm.errors import ConfigError, require
 from turbovlm_workbench import data
 from turbovlm_workbench.data.images import find_images
+from turbovlm_workbench.load.by_task import load_answering, load_matching, load_statements
 from turbovlm_workbench.load.models import BEAMS, load
-from turbovlm_workbench.load.vlm import load_answerer, load_judge, load_matcher
 from turbovlm_workbench.tasks.evaluate.agreement import Agreement
 from turbovlm_workbench.tasks.evaluate.captioning import Captioning
 from turbovlm_workbench.tasks.evaluate.classification import Classification
@@ -66,7 +66,7 @@ def _classification(request: Request) -> Evaluation:
 
 def _retrieval(request: Request) -> Evaluation:
     examples = request.first(data.read_captions(request.data, request.images, request.split))
-    return Retrieval(load_matcher(request.model, request.weights), examples, request.top)
+    return Retrieval(load_matching(request.model, request.weights), examples, request.top)
 
 
 def _captioning(request: Request) -> Evaluation:
@@ -77,12 +77,12 @@ def _captioning(request: Request) -> Evaluation:
 
 def _vqa(request: Request) -> Evaluation:
     examples = request.first(data.read_questions(request.data, request.images, request.answers))
-    return VQA(load_answerer(request.model), examples)
+    return VQA(load_answering(request.model), examples)
 
 
 def _nlvr2(request: Request) -> Evaluation:
     examples = request.first(data.read_pairs(request.data, request.images))
-    return NLVR2(load_judge(request.model), examples)
+    return NLVR2(load_statements(request.model), examples)
 
 
 def _agreement(request: Request) -> Evaluation:

@@ -13,10 +13,10 @@ import torch
 
 from turbovlm.errors import InputError
 from turbovlm_workbench.data.images import find_images, read_image
-from turbovlm_workbench.generation.draw import Drawing, check_seed, draw
+from turbovlm_workbench.generation.draw import Drawing, check_seed, draw_pictures
 from turbovlm_workbench.generation.fid import Fid
 from turbovlm_workbench.generation.pipeline import denoiser
-from turbovlm_workbench.load.vlm import Matcher
+from turbovlm_workbench.load.matching import MatchingModel
 from turbovlm_workbench.metrics.pictures import Gap, gap, psnr
 from turbovlm_workbench.run.records import SETTINGS, Records
 from turbovlm_workbench.tasks.base import Measure
@@ -103,7 +103,7 @@ class Generation(Evaluation):
         seed: int = 0,
         reference: Reference | None = None,
         fid: Fid | None = None,
-        clip: Matcher | None = None,
+        clip: MatchingModel | None = None,
         leads: bool = True,
         progress: Progress = lambda stage, done, total: None,
     ) -> None:
@@ -134,7 +134,7 @@ class Generation(Evaluation):
         begun = time.perf_counter()
         prompts = [self.prompts[index] for index in indices]
         seeds = [self.seeds[index] for index in indices]
-        pictures = draw(self.pipe, prompts, seeds, self.drawing)
+        pictures = draw_pictures(self.pipe, prompts, seeds, self.drawing)
         seconds = (time.perf_counter() - begun) / len(indices)
         records = []
         for index, prompt, seed, picture in zip(indices, prompts, seeds, pictures, strict=True):
@@ -165,7 +165,7 @@ class Generation(Evaluation):
         return Scores(metrics, each, notes)
 
     def _clip(
-        self, clip: Matcher, records: Mapping[str, Record], files: Mapping[str, Path]
+        self, clip: MatchingModel, records: Mapping[str, Record], files: Mapping[str, Path]
     ) -> dict[str, float]:
         scores: dict[str, float] = {}
         weight = next(clip.model.parameters())

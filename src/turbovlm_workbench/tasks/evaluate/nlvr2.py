@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from turbovlm_workbench.data import Pair
-from turbovlm_workbench.load.vlm import Judge
+from turbovlm_workbench.load.statements import StatementModel
 from turbovlm_workbench.metrics.pairs import consistency
 from turbovlm_workbench.tasks.base import Measure
 from turbovlm_workbench.tasks.evaluate.stage import Evaluation, Record, Run, Scores, Stage, prepared
@@ -29,7 +29,7 @@ class NLVR2(Evaluation):
     kind = "nlvr2"
     measures = MEASURES
 
-    def __init__(self, judge: Judge, examples: Sequence[Pair]) -> None:
+    def __init__(self, judge: StatementModel, examples: Sequence[Pair]) -> None:
         self.judge, self.pairs = judge, examples
         self.name, self.model = judge.name, judge.model
         self.examples = [[e.id, e.statement, e.label] for e in examples]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from turbovlm.errors import ConfigError
 from turbovlm_workbench.data import Captioned
-from turbovlm_workbench.load.vlm import Matcher
+from turbovlm_workbench.load.matching import MatchingModel
 from turbovlm_workbench.tasks.base import Measure
 from turbovlm_workbench.tasks.evaluate.stage import Evaluation, Record, Run, Scores, Stage, prepared
 
@@ -44,7 +44,9 @@ class Retrieval(Evaluation):
     kind = "retrieval"
     measures = MEASURES
 
-    def __init__(self, matcher: Matcher, examples: Sequence[Captioned], top: int = 128) -> None:
+    def __init__(
+        self, matcher: MatchingModel, examples: Sequence[Captioned], top: int = 128
+    ) -> None:
         if top < RANKS[-1]:
             raise ConfigError(f"--top must be at least {RANKS[-1]}, which R@10 needs, got {top}")
         self.matcher, self.captioned, self.top = matcher, examples, top

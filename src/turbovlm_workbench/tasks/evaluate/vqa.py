@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from turbovlm_workbench.data import Question
-from turbovlm_workbench.load.vlm import Answerer
+from turbovlm_workbench.load.answering import AnsweringModel
 from turbovlm_workbench.metrics.vqa import exact_match, vqa_accuracy
 from turbovlm_workbench.tasks.base import Measure
 from turbovlm_workbench.tasks.evaluate.stage import Evaluation, Record, Run, Scores, Stage, prepared
@@ -30,7 +30,7 @@ class VQA(Evaluation):
 
     kind = "vqa"
 
-    def __init__(self, answerer: Answerer, examples: Sequence[Question]) -> None:
+    def __init__(self, answerer: AnsweringModel, examples: Sequence[Question]) -> None:
         self.answerer, self.questions = answerer, examples
         self.name, self.model = answerer.name, answerer.model
         self.several = any(len(e.answers) > 1 for e in examples)

@@ -20,9 +20,9 @@ from turbovlm.errors import ConfigError, InputError, NotApplied
 from turbovlm_workbench.generation.draw import Drawing
 from turbovlm_workbench.generation.fid import load_fid
 from turbovlm_workbench.generation.pipeline import load_pipeline
-from turbovlm_workbench.load.vlm import load_matcher
-from turbovlm_workbench.run.run import Plan, run
-from turbovlm_workbench.run.team import Team
+from turbovlm_workbench.load.by_task import load_matching
+from turbovlm_workbench.run.processes import Processes
+from turbovlm_workbench.run.runner import RunPlan, run_task
 from turbovlm_workbench.tasks.evaluate.generation import Generation, Reference
 
 CPU = torch.device("cpu")
@@ -43,15 +43,15 @@ def drawing(place: Path, out: Path, **options: Any) -> Generation:
     return Generation(pipe, "small", PROMPTS, Drawing(steps=STEPS), out, **options)
 
 
-def plan(out: Path) -> Plan:
-    return Plan(out, Team(0, 1, CPU), 2, torch.float32, 0, {"steps": STEPS})
+def plan(out: Path) -> RunPlan:
+    return RunPlan(out, Processes(0, 1, CPU), 2, torch.float32, 0, {"steps": STEPS})
 
 
 @pytest.fixture(scope="module")
 def plain(place: Path) -> Path:
     """A finished run without merging."""
     out = place / "plain"
-    assert run(drawing(place, out), None, plan(out)) is not None
+    assert run_task(drawing(place, out), None, plan(out)) is not None
     return out
 
 
@@ -74,10 +74,10 @@ def test_a_run_leaves_pictures_and_their_records(place: Path, plain: Path) -> No
 def test_metrics_against_another_run(place: Path, plain: Path, tmp_path: Path) -> None:
     out = tmp_path / "half"
     fid = load_fid("lab:captioner", None, CPU)
-    judge = load_matcher("lab:retrieval")
+    judge = load_matching("lab:retrieval")
     reference = Reference.open(plain)
     todo = drawing(place, out, reference=reference, fid=fid, clip=judge)
-    done = run(todo, HALF, plan(out))
+    done = run_task(todo, HALF, plan(out))
     assert done is not None
     assert done["merge"] == HALF.to_dict()
     assert [m.key for m in todo.measures] == [
@@ -107,7 +107,7 @@ def test_metrics_against_another_run(place: Path, plain: Path, tmp_path: Path) -
 
 def test_pictures_are_drawn_once_and_scored_anew(place: Path, plain: Path, tmp_path: Path) -> None:
     out = tmp_path / "half"
-    run(drawing(place, out), HALF, plan(out))
+    run_task(drawing(place, out), HALF, plan(out))
     before = {path: path.stat().st_mtime_ns for path in (out / "pictures").iterdir()}
     told: list[tuple[str, int, int]] = []
     fid = load_fid("lab:captioner", None, CPU)
@@ -115,7 +115,7 @@ def test_pictures_are_drawn_once_and_scored_anew(place: Path, plain: Path, tmp_p
     again = drawing(
         place, out, reference=reference, fid=fid, progress=lambda *step: told.append(step)
     )
-    done = run(again, HALF, plan(out), lambda *step: told.append(step))
+    done = run_task(again, HALF, plan(out), lambda *step: told.append(step))
     assert done is not None
     assert set(done["metrics"]) == {"fid", "images_per_second"}
     assert done["metrics"]["fid"] > 0.1
@@ -132,12 +132,12 @@ def test_an_interrupted_run_goes_on_where_it_was(place: Path, plain: Path, tmp_p
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(drawing(place, out), None, plan(out), stop)
+        run_task(drawing(place, out), None, plan(out), stop)
     assert len(list((out / "pictures").iterdir())) == 2
     with pytest.raises(InputError, match="is no finished run of eval generation"):
         Reference.open(out)
     told: list[int] = []
-    run(drawing(place, out), None, plan(out), lambda _, done, __: told.append(done))
+    run_task(drawing(place, out), None, plan(out), lambda _, done, __: told.append(done))
     assert told == [2, 4, 5]
     for record in lines(plain / "pictures.jsonl"):
         assert np.array_equal(picture(out / record["file"]), picture(plain / record["file"]))
@@ -145,12 +145,12 @@ def test_an_interrupted_run_goes_on_where_it_was(place: Path, plain: Path, tmp_p
 
 def test_runs_that_do_not_fit(place: Path, plain: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds a run with another merge"):
-        run(drawing(place, plain), HALF, plan(plain))
+        run_task(drawing(place, plain), HALF, plan(plain))
     with pytest.raises(InputError, match="holds a run with another data"):
-        run(drawing(place, plain, seed=1), None, plan(plain))
+        run_task(drawing(place, plain, seed=1), None, plan(plain))
     other = drawing(place, tmp_path / "out", seed=100, reference=Reference.open(plain))
     with pytest.raises(InputError, match="drew none of these prompts with the same noise"):
-        run(other, None, plan(tmp_path / "out"))
+        run_task(other, None, plan(tmp_path / "out"))
     with pytest.raises(InputError, match="nowhere is no folder"):
         Reference.open(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="--seed must be in"):

@@ -10,7 +10,7 @@ import torch
 from tests.workbench.tasks.evaluate.test_run import lines, plan
 from turbovlm.config import Merge
 from turbovlm_lab.export import export
-from turbovlm_workbench.run.run import run
+from turbovlm_workbench.run.runner import run_task
 from turbovlm_workbench.tasks.evaluate.build import Request, build
 
 # task, model, data, and a metric that the model gets nearly right
@@ -39,7 +39,7 @@ def test_scenes(scenes: Path, tmp_path: Path, task: str) -> None:
     found = {}
     for r in (0, 8):
         folder = tmp_path / str(r)
-        done = run(evaluation, Merge(r=r) if r else None, plan(folder, batch=16))
+        done = run_task(evaluation, Merge(r=r) if r else None, plan(folder, batch=16))
         assert done is not None
         assert not done["broken"]
         assert done["metrics"][metric] > 0.75

@@ -12,14 +12,14 @@ from PIL import Image
 
 import turbovlm
 from tests.workbench import build
-from tests.workbench.load import test_vlm_answer, test_vlm_match
+from tests.workbench.load import test_answering, test_matching
 from tests.workbench.tasks.evaluate.test_run import lines, plan
 from turbovlm.config import Merge
 from turbovlm.errors import ConfigError, InputError, ModelError
+from turbovlm_workbench.load.by_task import load_answering, load_matching, load_statements
 from turbovlm_workbench.load.models import load
-from turbovlm_workbench.load.vlm import load_answerer, load_judge, load_matcher
 from turbovlm_workbench.metrics.captions import score_captions
-from turbovlm_workbench.run.run import run
+from turbovlm_workbench.run.runner import run_task
 from turbovlm_workbench.tasks.evaluate.build import Request
 from turbovlm_workbench.tasks.evaluate.build import build as build_evaluation
 
@@ -69,7 +69,7 @@ def evaluate(
 ) -> dict[str, Any]:
     images = place / ("pairs" if task == "nlvr2" else "images")
     request = Request(str(model), place / data, images, **options)
-    done = run(build_evaluation(task, request), merge, plan(out, batch=3))
+    done = run_task(build_evaluation(task, request), merge, plan(out, batch=3))
     assert done is not None
     return done
 
@@ -98,14 +98,14 @@ def test_classification(place: Path, tmp_path: Path, merge: Merge | None) -> Non
 @torch.inference_mode()
 @pytest.mark.parametrize("kind", ["clip", "blip", "blip2"])
 def test_retrieval(place: Path, tmp_path: Path, kind: str) -> None:
-    make = {"blip": test_vlm_match.blip, "blip2": test_vlm_match.blip2}
+    make = {"blip": test_matching.blip, "blip2": test_matching.blip2}
     folder = tmp_path / "model"
-    make[kind](folder) if kind in make else test_vlm_match.dual(folder, kind)
+    make[kind](folder) if kind in make else test_matching.dual(folder, kind)
     (tmp_path / "out").mkdir()
     whole = evaluate(place, tmp_path / "out", "retrieval", "captions.jsonl", folder, MERGE, top=10)
     found = {p["id"]: p["ranked"] for p in lines(tmp_path / "out" / "predictions.jsonl")}
     # the slow way: every pair, one by one
-    matcher = load_matcher(str(folder))
+    matcher = load_matching(str(folder))
     turbovlm.apply(matcher.model, MERGE)
     rows = [json.loads(line) for line in (place / "captions.jsonl").read_text().splitlines()]
     texts = [
@@ -160,8 +160,8 @@ def test_captioning(place: Path, tmp_path: Path) -> None:
 
 @torch.inference_mode()
 def test_vqa(place: Path, tmp_path: Path) -> None:
-    folder = test_vlm_answer.blip(tmp_path / "blip")
-    answerer = load_answerer(str(folder))
+    folder = test_answering.blip(tmp_path / "blip")
+    answerer = load_answering(str(folder))
     turbovlm.apply(answerer.model, MERGE)
     wanted = [
         answerer.answer(answerer.prepare([p]), [f"word{n} word4"])[0]
@@ -186,9 +186,9 @@ def test_vqa(place: Path, tmp_path: Path) -> None:
 
 @torch.inference_mode()
 def test_nlvr2(place: Path, tmp_path: Path) -> None:
-    folder = test_vlm_answer.nlvr(tmp_path / "nlvr")
+    folder = test_answering.nlvr(tmp_path / "nlvr")
     done = evaluate(place, tmp_path / "out", "nlvr2", "pairs.jsonl", folder, MERGE)
-    judge = load_judge(str(folder))
+    judge = load_statements(str(folder))
     turbovlm.apply(judge.model, MERGE)
     said, right, by_sentence = [], [], dict[str, list[bool]]()
     for line in (place / "pairs.jsonl").read_text().splitlines():
@@ -212,7 +212,7 @@ def test_a_broken_image_takes_its_captions_along(place: Path, tmp_path: Path) ->
     rows = (place / "captions.jsonl").read_text()
     broken = {"image": "noise9.png", "captions": ["word1", "word2"]}
     (place / "broken.jsonl").write_text(rows + "\n" + json.dumps(broken))
-    folder = test_vlm_match.dual(tmp_path / "clip", "clip")
+    folder = test_matching.dual(tmp_path / "clip", "clip")
     done = evaluate(place, tmp_path / "out", "retrieval", "broken.jsonl", folder, None)
     assert list(done["broken"]) == ["noise9.png"]
     whole = evaluate(place, tmp_path / "whole", "retrieval", "captions.jsonl", folder, None)
@@ -258,6 +258,6 @@ def test_a_classifier_is_wanted(place: Path, tmp_path: Path) -> None:
     folder = build.blip(tmp_path / "blip")
     with pytest.raises(ModelError, match="give a classifier"):
         evaluate(place, tmp_path / "out", "classification", "labels.csv", folder, None)
-    folder = test_vlm_match.dual(tmp_path / "clip", "clip")
+    folder = test_matching.dual(tmp_path / "clip", "clip")
     with pytest.raises(ConfigError, match="--top must be at least 10"):
         evaluate(place, tmp_path / "out", "retrieval", "captions.jsonl", folder, None, top=5)

@@ -112,7 +112,7 @@ def loss_of(scores: Sequence[Mapping[str, float]]) -> Loss:
     return Loss.of([score["loss"] for score in scores])
 
 
-def split(number: int, seed: int) -> tuple[list[int], list[int]]:
+def split_images(number: int, seed: int) -> tuple[list[int], list[int]]:
     """Indices of ``number`` images to search with and to validate on: a third and the rest.
 
     Raises:

@@ -12,7 +12,7 @@ from turbovlm.errors import require
 
 
 @dataclass(frozen=True)
-class Team:
+class Processes:
     """This process among those that share the work.
 
     Args:
@@ -42,7 +42,7 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def gather(device: torch.device) -> Team:
+def join_processes(device: torch.device) -> Processes:
     """The processes of this run; several take one accelerator each, or all the CPU.
 
     Args:
@@ -52,7 +52,7 @@ def gather(device: torch.device) -> Team:
         MissingExtra: if several were launched and accelerate is not installed.
     """
     if not launched():
-        return Team(0, 1, device)
+        return Processes(0, 1, device)
     accelerate = require("accelerate", "hf")
     state = accelerate.PartialState(cpu=device.type == "cpu")
-    return Team(state.process_index, state.num_processes, state.device, state)
+    return Processes(state.process_index, state.num_processes, state.device, state)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from turbovlm_workbench.load.vlm.base import Face
+from turbovlm_workbench.load.image_text import ImageTextModel
 
 
-class Judge(Face):
+class StatementModel(ImageTextModel):
     """`BlipForNlvr`, which says whether a statement about two images is true."""
 
     def judge(self, left: Tensor, right: Tensor, statements: Sequence[str]) -> Tensor:

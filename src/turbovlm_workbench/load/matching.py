@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from turbovlm.errors import ModelError
-from turbovlm_workbench.load.vlm.base import Face, blip_tokens
+from turbovlm_workbench.load.image_text import ImageTextModel, blip_tokens
 
 
 @dataclass(frozen=True)
-class Matcher(Face, ABC):
+class MatchingModel(ImageTextModel, ABC):
     """A model that says how well images and texts go together.
 
     All images are compared with all texts by ``similarity`` of their embeddings. A model that
@@ -66,7 +66,7 @@ class Matcher(Face, ABC):
         return self.features(features)
 
 
-class DualEncoder(Matcher):
+class DualEncoder(MatchingModel):
     """CLIP and its relatives in transformers."""
 
     def see(self, pixels: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class DualEncoder(Matcher):
         return F.normalize(self.model.get_text_features(**tokens).pooler_output, dim=-1)
 
 
-class Siglip(DualEncoder):
+class SiglipMatching(DualEncoder):
     """SigLIP: its text encoder was trained on texts padded to full length, without a mask."""
 
     def read(self, texts: Sequence[str]) -> Tensor:
@@ -89,7 +89,7 @@ class Siglip(DualEncoder):
         return F.normalize(self.model.get_text_features(ids).pooler_output, dim=-1)
 
 
-class OpenClip(Matcher):
+class OpenClipMatching(MatchingModel):
     """A whole open_clip model with its tokenizer."""
 
     def see(self, pixels: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class OpenClip(Matcher):
         return self.model.encode_text(self.tokenizer(list(texts)).to(self.device), normalize=True)
 
 
-class Blip(Matcher):
+class BlipMatching(MatchingModel):
     """BLIP's retrieval model: projected cls tokens; its text encoder attends to the image."""
 
     reranks = True
@@ -121,13 +121,13 @@ class Blip(Matcher):
         return self.model.vision_model(pixels).last_hidden_state
 
     def match(self, features: Tensor, texts: Sequence[str]) -> Tensor:
-        """See `Matcher.match`."""
+        """See `MatchingModel.match`."""
         tokens = blip_tokens(self, texts, with_image=True)
         states = self.model.text_encoder(**tokens, encoder_hidden_states=features).last_hidden_state
         return self.model.itm_head(states[:, 0])[:, 1]
 
 
-class Blip2(Matcher):
+class Blip2Matching(MatchingModel):
     """BLIP-2's retrieval model: Q projected queries; the Q-Former reads image and text at once."""
 
     reranks = True
@@ -154,7 +154,7 @@ class Blip2(Matcher):
         return self.model.vision_model(pixels).last_hidden_state
 
     def match(self, features: Tensor, texts: Sequence[str]) -> Tensor:
-        """See `Matcher.match`."""
+        """See `MatchingModel.match`."""
         tokens = self._text(texts)
         queries = self.model.query_tokens.expand(len(features), -1, -1)
         count, mask = queries.shape[1], tokens["attention_mask"]

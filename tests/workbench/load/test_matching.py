@@ -18,8 +18,8 @@ import turbovlm
 from tests.workbench import build
 from turbovlm import Merge
 from turbovlm.errors import ConfigError, ModelError
-from turbovlm_workbench.load.vlm import Matcher, load_matcher
-from turbovlm_workbench.load.vlm.match import OpenClip
+from turbovlm_workbench.load.by_task import load_matching
+from turbovlm_workbench.load.matching import MatchingModel, OpenClipMatching
 
 TEXTS = ["word3 word4 word5", "word9", "word1 word7 word2 word8 word20 word11"]
 BERT: dict[str, Any] = {
@@ -91,13 +91,13 @@ def pixels(number: int = 3) -> Tensor:
     return torch.randn(number, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def tokens(matcher: Matcher, *texts: str, **options: Any) -> dict[str, Tensor]:
+def tokens(matcher: MatchingModel, *texts: str, **options: Any) -> dict[str, Tensor]:
     """As a person who uses the host alone would prepare texts."""
     found = matcher.tokenizer(list(texts), return_tensors="pt", **{"padding": True, **options})
     return {key: found[key] for key in ("input_ids", "attention_mask")}
 
 
-def check_embeddings(matcher: Matcher, host: Tensor) -> None:
+def check_embeddings(matcher: MatchingModel, host: Tensor) -> None:
     """Against the host's similarities of all images and texts, in batches and one by one."""
     images, texts = matcher.see(pixels()), matcher.read(TEXTS)
     torch.testing.assert_close(images.norm(dim=-1), torch.ones(images.shape[:-1]))
@@ -120,7 +120,7 @@ def check_embeddings(matcher: Matcher, host: Tensor) -> None:
 @pytest.mark.parametrize("kind", DUALS)
 @torch.inference_mode()
 def test_two_encoders(tmp_path: Path, kind: str) -> None:
-    matcher = load_matcher(str(dual(tmp_path / "model", kind)))
+    matcher = load_matching(str(dual(tmp_path / "model", kind)))
     assert (matcher.name, matcher.model.training) == (str(tmp_path / "model"), False)
     assert not matcher.reranks
     inputs = tokens(matcher, *TEXTS)
@@ -136,7 +136,7 @@ def test_two_encoders(tmp_path: Path, kind: str) -> None:
         matcher.match(torch.zeros(3, 5, 32), TEXTS)
 
 
-def check_matching(matcher: Matcher, host: Callable[[Tensor, str], Tensor]) -> None:
+def check_matching(matcher: MatchingModel, host: Callable[[Tensor, str], Tensor]) -> None:
     """The matching head on kept features, against the host's whole forward of one pair."""
     assert matcher.reranks
     features = matcher.features(pixels())
@@ -154,7 +154,7 @@ def check_matching(matcher: Matcher, host: Callable[[Tensor, str], Tensor]) -> N
 
 @torch.inference_mode()
 def test_blip(tmp_path: Path) -> None:
-    matcher = load_matcher(str(blip(tmp_path / "model")))
+    matcher = load_matching(str(blip(tmp_path / "model")))
     model = matcher.model
     host = model(**tokens(matcher, *TEXTS), pixel_values=pixels(), use_itm_head=False).itm_score
     check_embeddings(matcher, host)
@@ -169,7 +169,7 @@ def test_blip(tmp_path: Path) -> None:
 @torch.inference_mode()
 def test_blip_of_the_published_vocabulary_reads_enc_beside_an_image(tmp_path: Path) -> None:
     """It ends with [DEC] and [ENC], which the tokenizer does not know."""
-    matcher = load_matcher(str(blip(tmp_path / "model", more=2)))
+    matcher = load_matching(str(blip(tmp_path / "model", more=2)))
     model = matcher.model
     host = model(**tokens(matcher, *TEXTS), pixel_values=pixels(), use_itm_head=False).itm_score
     check_embeddings(matcher, host)
@@ -190,7 +190,7 @@ def test_blip_of_a_tokenizer_that_knows_enc(tmp_path: Path) -> None:
     words = [*build.WORDS[:-1], "[ENC]"]
     text = {**BERT, "vocab_size": len(words)}
     config = hf.BlipConfig(vision_config=VISION, text_config=text, image_text_hidden_size=24)
-    matcher = load_matcher(str(save(tmp_path, hf.BlipForImageTextRetrieval(config), words)))
+    matcher = load_matching(str(save(tmp_path, hf.BlipForImageTextRetrieval(config), words)))
     inputs = tokens(matcher, TEXTS[0])
     inputs["input_ids"][:, 0] = len(words) - 1
     image = pixels(1)
@@ -200,7 +200,7 @@ def test_blip_of_a_tokenizer_that_knows_enc(tmp_path: Path) -> None:
 
 @torch.inference_mode()
 def test_blip2(tmp_path: Path) -> None:
-    matcher = load_matcher(str(blip2(tmp_path / "model")))
+    matcher = load_matching(str(blip2(tmp_path / "model")))
     model = matcher.model
     assert model.config.image_token_index is None  # then its forward takes text alone
     host = model(**tokens(matcher, *TEXTS), pixel_values=pixels()).logits_per_image
@@ -216,7 +216,7 @@ def test_blip2(tmp_path: Path) -> None:
 
 @torch.inference_mode()
 def test_long_texts_are_cut_to_what_the_model_reads(tmp_path: Path) -> None:
-    matcher = load_matcher(str(dual(tmp_path, "clip")))
+    matcher = load_matching(str(dual(tmp_path, "clip")))
     longest = matcher.model.config.text_config.max_position_embeddings
     assert longest == 77
     ids = matcher.tokens(["word3 " * 100, "word4"], longest)["input_ids"]
@@ -242,7 +242,7 @@ def _registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @torch.inference_mode()
 def test_open_clip(tmp_path: Path, name: str) -> None:
     path = build.open_clip_weights(tmp_path / "w.safetensors", name)
-    matcher = load_matcher(f"open_clip:{name}", path)
+    matcher = load_matching(f"open_clip:{name}", path)
     assert (matcher.name, matcher.model.training) == (f"open_clip:{name}", False)
     model: Any
     transform: Any
@@ -260,21 +260,21 @@ def test_open_clip(tmp_path: Path, name: str) -> None:
 @pytest.mark.usefixtures("_registry")
 def test_open_clip_names_and_files_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no model 'ViT-B/32': did you mean ViT-B-32"):
-        load_matcher("open_clip:ViT-B/32")
+        load_matching("open_clip:ViT-B/32")
     with pytest.raises(ModelError, match=r"no weights file .*gone\.pth"):
-        load_matcher("open_clip:tiny-clip", tmp_path / "gone.pth")
+        load_matching("open_clip:tiny-clip", tmp_path / "gone.pth")
     path = build.open_clip_weights(tmp_path / "w.safetensors", "tiny-coca")
     with pytest.raises(ModelError, match=r"w\.safetensors does not fit open_clip:tiny-clip"):
-        load_matcher("open_clip:tiny-clip", path)
+        load_matching("open_clip:tiny-clip", path)
     with pytest.raises(ModelError, match=r"no published weights of tiny-clip"):
-        load_matcher("open_clip:tiny-clip")
+        load_matching("open_clip:tiny-clip")
     with pytest.raises(ConfigError, match=r"--weights goes with open_clip:NAME"):
-        load_matcher(str(tmp_path), path)
+        load_matching(str(tmp_path), path)
 
 
 def test_the_most_similar_query_counts() -> None:
     """Worked by hand: two images with two queries each, three texts."""
-    matcher = OpenClip(None, None, "by hand", None)  # pyright: ignore[reportArgumentType]
+    matcher = OpenClipMatching(None, None, "by hand", None)  # pyright: ignore[reportArgumentType]
     images = torch.tensor([[[1.0, 0.0], [0.6, 0.8]], [[0.0, -1.0], [-0.8, 0.6]]])
     texts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-0.6, -0.8]])
     expected = torch.tensor([[1.0, 0.8, -0.6], [0.0, 0.6, 0.8]])

@@ -11,9 +11,10 @@ from torch import Tensor
 
 import turbovlm
 from tests.workbench import build
-from tests.workbench.load.test_vlm_match import BERT, VISION, pixels, save
+from tests.workbench.load.test_matching import BERT, VISION, pixels, save
 from turbovlm import Merge
-from turbovlm_workbench.load.vlm import Answerer, load_answerer, load_judge
+from turbovlm_workbench.load.answering import AnsweringModel
+from turbovlm_workbench.load.by_task import load_answering, load_statements
 from turbovlm_workbench.paper.minigptv2 import MiniGPTv2Config, MiniGPTv2ForConditionalGeneration
 from turbovlm_workbench.paper.minigptv2_prompt import image_processor
 from turbovlm_workbench.paper.nlvr import BlipForNlvr, NlvrConfig
@@ -70,14 +71,14 @@ def minigptv2(folder: Path) -> Path:
     return folder
 
 
-def by_blip(answerer: Answerer, image: Tensor, question: str) -> Tensor:
+def by_blip(answerer: AnsweringModel, image: Tensor, question: str) -> Tensor:
     inputs = answerer.tokenizer(question, return_tensors="pt")
     return answerer.model.generate(
         inputs.input_ids, image, inputs.attention_mask, num_beams=3, max_new_tokens=9
     )
 
 
-def by_blip2(answerer: Answerer, image: Tensor, question: str) -> Tensor:
+def by_blip2(answerer: AnsweringModel, image: Tensor, question: str) -> Tensor:
     """Through the host's processor."""
     processor: Any = hf.Blip2Processor(
         hf.BlipImageProcessor(), answerer.tokenizer, num_query_tokens=4
@@ -92,7 +93,7 @@ def by_blip2(answerer: Answerer, image: Tensor, question: str) -> Tensor:
     return ids[:, inputs["input_ids"].shape[1] :] if decodes else ids
 
 
-def by_minigptv2(answerer: Answerer, image: Tensor, question: str) -> Tensor:
+def by_minigptv2(answerer: AnsweringModel, image: Tensor, question: str) -> Tensor:
     instruction = f"Based on the image, respond to this question with a short answer: {question}"
     start, end = (
         answerer.tokenizer.encode(text, add_special_tokens=False)
@@ -102,7 +103,7 @@ def by_minigptv2(answerer: Answerer, image: Tensor, question: str) -> Tensor:
     return answerer.model.generate(image, ids, max_new_tokens=20, do_sample=False)
 
 
-KINDS: dict[str, tuple[Callable[[Path], Path], Callable[[Answerer, Tensor, str], Tensor]]] = {
+KINDS: dict[str, tuple[Callable[[Path], Path], Callable[[AnsweringModel, Tensor, str], Tensor]]] = {
     "blip": (blip, by_blip),
     "blip2 opt": (lambda folder: blip2(folder, False), by_blip2),
     "blip2 t5": (lambda folder: blip2(folder, True), by_blip2),
@@ -115,7 +116,7 @@ KINDS: dict[str, tuple[Callable[[Path], Path], Callable[[Answerer, Tensor, str],
 def test_answers_are_those_of_generate(tmp_path: Path, kind: str) -> None:
     """A batch with questions of different lengths, against the host's one by one."""
     make, host = KINDS[kind]
-    answerer = load_answerer(str(make(tmp_path / "model")))
+    answerer = load_answering(str(make(tmp_path / "model")))
     assert (answerer.name, answerer.model.training) == (str(tmp_path / "model"), False)
     if kind == "blip2 opt":  # its answers then end early enough for their length to count
         answerer.model.language_model.lm_head.weight[3] *= 4
@@ -139,7 +140,7 @@ def test_answers_are_those_of_generate(tmp_path: Path, kind: str) -> None:
 
 @torch.inference_mode()
 def test_blip_of_the_published_vocabulary_reads_enc_before_a_question(tmp_path: Path) -> None:
-    answerer = load_answerer(str(blip(tmp_path, more=2)))
+    answerer = load_answering(str(blip(tmp_path, more=2)))
     image, question = pixels(1), QUESTIONS[0]
     inputs = answerer.tokenizer(question, return_tensors="pt")
     options = {"num_beams": 3, "max_new_tokens": 9}
@@ -159,7 +160,7 @@ def nlvr(folder: Path) -> Path:
 
 @torch.inference_mode()
 def test_a_judge_says_what_its_model_says(tmp_path: Path) -> None:
-    judge = load_judge(str(nlvr(tmp_path / "model")))
+    judge = load_statements(str(nlvr(tmp_path / "model")))
     assert not judge.model.training
     images = pixels(6)
     left, right, statements = images[:3], images[3:], QUESTIONS[:3]

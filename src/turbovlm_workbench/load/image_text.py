@@ -1,4 +1,4 @@
-"""What all faces share: a model, its preprocessing and its tokenizer."""
+"""What models of images and text share: a model, its preprocessing and its tokenizer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from turbovlm_workbench.load.prepare import Prepare
 
 
 @dataclass(frozen=True)
-class Face:
+class ImageTextModel:
     """A loaded model of images and text.
 
     What takes pixels takes them on the model's device and in its number format; texts are plain
@@ -59,8 +59,10 @@ class Face:
         return {key: found[key].to(self.device) for key in ("input_ids", "attention_mask")}
 
 
-def blip_tokens(face: Face, texts: Sequence[str], *, with_image: bool) -> dict[str, Tensor]:
-    """Texts for the text encoder of BLIP, as `Face.tokens`.
+def blip_tokens(
+    loaded: ImageTextModel, texts: Sequence[str], *, with_image: bool
+) -> dict[str, Tensor]:
+    """Texts for the text encoder of BLIP, as `ImageTextModel.tokens`.
 
     BLIP was trained and published with the token [ENC] first in every text that is read together
     with an image, instead of [CLS]. Its vocabulary is the tokenizer's, then [DEC] and [ENC], so
@@ -68,13 +70,13 @@ def blip_tokens(face: Face, texts: Sequence[str], *, with_image: bool) -> dict[s
     [CLS] there, which costs accuracy. A model without [ENC] keeps [CLS].
 
     Args:
-        face: a model of BLIP.
+        loaded: a model of BLIP.
         texts: B of them.
         with_image: whether the encoder sees an image too.
     """
-    config = face.model.config.text_config
-    tokens = face.tokens(texts, config.max_position_embeddings)
-    words = face.tokenizer.get_vocab()
+    config = loaded.model.config.text_config
+    tokens = loaded.tokens(texts, config.max_position_embeddings)
+    words = loaded.tokenizer.get_vocab()
     joint = words.get("[ENC]")
     if joint is None and config.vocab_size == len(words) + 2:
         joint = config.vocab_size - 1

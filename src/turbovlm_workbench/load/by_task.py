@@ -1,4 +1,4 @@
-"""From a name to a matcher, an answerer or a judge."""
+"""From a name to a model for one of the tasks about images and text."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from turbovlm.errors import ConfigError, ModelError, require
-from turbovlm_workbench.load.lab import load_head
+from turbovlm_workbench.load import answering, matching
+from turbovlm_workbench.load.image_text import ImageTextModel
+from turbovlm_workbench.load.lab import lab_head
+from turbovlm_workbench.load.open_clip import open_clip_parts
 from turbovlm_workbench.load.prepare import processor_prepare
+from turbovlm_workbench.load.statements import StatementModel
 from turbovlm_workbench.load.transformers import pretrained, pretrained_model, pretrained_processor
-from turbovlm_workbench.load.vlm import answer, match
-from turbovlm_workbench.load.vlm.base import Face
-from turbovlm_workbench.load.vlm.judge import Judge
-from turbovlm_workbench.load.vlm.open_clip import open_clip_parts
-from turbovlm_workbench.paper import register
+from turbovlm_workbench.paper import register_paper_models
 
-AnyFace = TypeVar("AnyFace", bound=Face)
+AnyModel = TypeVar("AnyModel", bound=ImageTextModel)
 
 # By the class that the model was saved from. AIMv2's text encoder in transformers is causal only in
 # a batch with padding, so that its embeddings depend on the other texts: it is left out.
-MATCHERS: Mapping[str, type[match.Matcher]] = {
-    "BlipForImageTextRetrieval": match.Blip,
-    "Blip2ForImageTextRetrieval": match.Blip2,
-    "CLIPModel": match.DualEncoder,
-    "SiglipModel": match.Siglip,
-    "MetaClip2Model": match.DualEncoder,
-    "AltCLIPModel": match.DualEncoder,
-    "ChineseCLIPModel": match.DualEncoder,
-    "VisionTextDualEncoderModel": match.DualEncoder,
+MATCHING_MODELS: Mapping[str, type[matching.MatchingModel]] = {
+    "BlipForImageTextRetrieval": matching.BlipMatching,
+    "Blip2ForImageTextRetrieval": matching.Blip2Matching,
+    "CLIPModel": matching.DualEncoder,
+    "SiglipModel": matching.SiglipMatching,
+    "MetaClip2Model": matching.DualEncoder,
+    "AltCLIPModel": matching.DualEncoder,
+    "ChineseCLIPModel": matching.DualEncoder,
+    "VisionTextDualEncoderModel": matching.DualEncoder,
 }
-ANSWERERS: Mapping[str, type[answer.Answerer]] = {
-    "BlipForQuestionAnswering": answer.Blip,
-    "Blip2ForConditionalGeneration": answer.Blip2,
-    "MiniGPTv2ForConditionalGeneration": answer.MiniGPTv2,
+ANSWERING_MODELS: Mapping[str, type[answering.AnsweringModel]] = {
+    "BlipForQuestionAnswering": answering.BlipAnswers,
+    "Blip2ForConditionalGeneration": answering.Blip2Answers,
+    "MiniGPTv2ForConditionalGeneration": answering.MiniGPTv2Answers,
 }
-JUDGES: Mapping[str, type[Judge]] = {"BlipForNlvr": Judge}
+STATEMENT_MODELS: Mapping[str, type[StatementModel]] = {"BlipForNlvr": StatementModel}
 LAB, OPEN_CLIP = "lab:", "open_clip:"
 
 
-def load_matcher(name: str, weights: str | Path | None = None) -> match.Matcher:
+def load_matching(name: str, weights: str | Path | None = None) -> matching.MatchingModel:
     """A model for image-text retrieval, in evaluation mode, float32, on the CPU.
 
     Args:
@@ -58,38 +58,38 @@ def load_matcher(name: str, weights: str | Path | None = None) -> match.Matcher:
     if library:
         path = None if weights is None else Path(weights)
         model, prepare, tokenizer = open_clip_parts(name.removeprefix(OPEN_CLIP), path)
-        return match.OpenClip(model, prepare, name, tokenizer)
-    return _load(name, MATCHERS, "image-text retrieval", "lab:retrieval, open_clip:NAME")
+        return matching.OpenClipMatching(model, prepare, name, tokenizer)
+    return _load(name, MATCHING_MODELS, "image-text retrieval", "lab:retrieval, open_clip:NAME")
 
 
-def load_answerer(name: str) -> answer.Answerer:
+def load_answering(name: str) -> answering.AnsweringModel:
     """A model for visual question answering, in evaluation mode, float32, on the CPU.
 
     Args:
         name: ``lab:vqa``, a local folder or a hub id of `ANSWERERS`.
 
     Raises:
-        ModelError, MissingExtra: as `load_matcher`.
+        ModelError, MissingExtra: as `load_matching`.
     """
-    return _load(name, ANSWERERS, "visual question answering", "lab:vqa")
+    return _load(name, ANSWERING_MODELS, "visual question answering", "lab:vqa")
 
 
-def load_judge(name: str) -> Judge:
+def load_statements(name: str) -> StatementModel:
     """A model for NLVR2, in evaluation mode, float32, on the CPU.
 
     Args:
         name: ``lab:nlvr``, a local folder or a hub id of `JUDGES`.
 
     Raises:
-        ModelError, MissingExtra: as `load_matcher`.
+        ModelError, MissingExtra: as `load_matching`.
     """
-    return _load(name, JUDGES, "judging statements about two images", "lab:nlvr")
+    return _load(name, STATEMENT_MODELS, "judging statements about two images", "lab:nlvr")
 
 
-def _load(name: str, kinds: Mapping[str, type[AnyFace]], task: str, others: str) -> AnyFace:
-    """The face in ``kinds`` of what ``name`` names; ``others`` are names that fit as well."""
+def _load(name: str, kinds: Mapping[str, type[AnyModel]], task: str, others: str) -> AnyModel:
+    """The entry of ``kinds`` of what ``name`` names; ``others`` are names that fit as well."""
 
-    def fitting(kind: str) -> type[AnyFace]:
+    def fitting(kind: str) -> type[AnyModel]:
         if kind in kinds:
             return kinds[kind]
         raise ModelError(
@@ -100,21 +100,23 @@ def _load(name: str, kinds: Mapping[str, type[AnyFace]], task: str, others: str)
     transformers = require("transformers", "hf")
     require("torchvision", "hf")
     if name.startswith(LAB) and not Path(name).is_dir():
-        model, processor = load_head(name.removeprefix(LAB))
-        face = fitting(type(model).__name__)
-        return face(model, processor_prepare(processor.image_processor), name, processor.tokenizer)
+        model, processor = lab_head(name.removeprefix(LAB))
+        kind_of_model = fitting(type(model).__name__)
+        return kind_of_model(
+            model, processor_prepare(processor.image_processor), name, processor.tokenizer
+        )
     library, colon, _ = name.partition(":")
     if colon and not Path(name).is_dir():
         fitting(f"model of {library}")
-    register()  # for BlipForNlvr and MiniGPT-v2
+    register_paper_models()  # for BlipForNlvr and MiniGPT-v2
     config = pretrained(transformers.AutoConfig, name)
     built = (getattr(config, "architectures", None) or [config.model_type])[0]
-    face = fitting(built)
+    kind_of_model = fitting(built)
     # before the weights, which take longer to read
     tokenizer, prepare = _tokenizer(name), pretrained_processor(name)
     kind = getattr(transformers, built, transformers.AutoModel)
     model = pretrained_model(kind, name)
-    return face(model, prepare, name, tokenizer)
+    return kind_of_model(model, prepare, name, tokenizer)
 
 
 def _tokenizer(name: str) -> Any:

@@ -17,9 +17,9 @@ import turbovlm
 from turbovlm.config import Merge, MergeRestore
 from turbovlm.errors import ConfigError, InputError
 from turbovlm.measure import environment
+from turbovlm_workbench.run.processes import Processes
 from turbovlm_workbench.run.records import Records, claim, digest, replace
 from turbovlm_workbench.run.result import Result, result
-from turbovlm_workbench.run.team import Team
 from turbovlm_workbench.tasks.evaluate.stage import Evaluation, Record, Scores, Stage
 
 RESULT, SCORES = "result.json", "scores.jsonl"
@@ -29,12 +29,12 @@ Progress = Callable[[str, int, int], object]
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """How to run.
 
     Args:
         out: the folder of the records and the result.
-        team: the processes.
+        processes: the processes.
         batch: examples per call.
         dtype: number format of weights and pixels.
         workers: processes that load images beside this one; 0 loads in this one.
@@ -42,7 +42,7 @@ class Plan:
     """
 
     out: Path
-    team: Team
+    processes: Processes
     batch: int
     dtype: torch.dtype
     workers: int
@@ -63,13 +63,13 @@ class Clock:
     examples: int = 0
 
 
-def run(
+def run_task(
     evaluation: Evaluation,
     merge: Merge | MergeRestore | None,
-    plan: Plan,
+    plan: RunPlan,
     progress: Progress = lambda stage, done, total: None,
 ) -> Result | None:
-    """Evaluate; every process of the team calls this, the first one gets the result.
+    """Evaluate; every process of the processes calls this, the first one gets the result.
 
     Args:
         evaluation: model and examples; the model is moved, and left without merging.
@@ -81,7 +81,7 @@ def run(
         InputError: if ``plan.out`` holds something else, or no example has a readable image.
         TurboError: whatever `turbovlm.apply` refuses; nothing is written then.
     """
-    evaluation.model.eval().to(device=plan.team.device, dtype=plan.dtype)
+    evaluation.model.eval().to(device=plan.processes.device, dtype=plan.dtype)
     with nullcontext() if merge is None else turbovlm.applied(evaluation.patched, merge):
         settings = {
             "task": evaluation.kind,
@@ -90,13 +90,13 @@ def run(
             "data": digest(evaluation.examples),
             **plan.settings,
         }
-        if plan.team.leads:
+        if plan.processes.leads:
             claim(plan.out, settings)
-        plan.team.wait()
+        plan.processes.wait()
         clock = Clock()
         broken: dict[str, str] = {}
         scores = _stages(evaluation, plan, clock, broken, progress)
-    if not plan.team.leads:
+    if not plan.processes.leads:
         return None
     done = result(evaluation, merge, scores, broken, clock.seconds, clock.examples)
     done = {"settings": settings, **done, "environment": environment()}
@@ -108,7 +108,7 @@ def run(
 
 def _stages(
     evaluation: Evaluation,
-    plan: Plan,
+    plan: RunPlan,
     clock: Clock,
     broken: dict[str, str],
     progress: Progress,
@@ -128,18 +128,18 @@ def _stages(
             return end.value
 
 
-def _predict(stage: Stage, plan: Plan, clock: Clock, progress: Progress) -> dict[str, Record]:
+def _predict(stage: Stage, plan: RunPlan, clock: Clock, progress: Progress) -> dict[str, Record]:
     """The records of a whole stage, predicting those that are not on disk yet."""
-    team = plan.team
-    here = Records(plan.out, stage.name, team.rank)
+    processes = plan.processes
+    here = Records(plan.out, stage.name, processes.rank)
     found = here.read()
     # a broken image may have been repaired since
     todo = [i for i, key in enumerate(stage.ids) if "error" in found.get(key, {"error": None})]
-    todo = todo[team.rank :: team.size]
-    total = len(stage.ids) if team.size == 1 else len(todo)
+    todo = todo[processes.rank :: processes.size]
+    total = len(stage.ids) if processes.size == 1 else len(todo)
     begun = total - len(todo)
     progress(stage.name, begun, total)
-    team.wait()  # nobody writes before everybody has read
+    processes.wait()  # none writes before all have read
     loader = DataLoader(
         _Loading(stage, todo),
         batch_size=plan.batch,
@@ -158,10 +158,10 @@ def _predict(stage: Stage, plan: Plan, clock: Clock, progress: Progress) -> dict
         new |= {stage.ids[i]: {"error": v.why} for i, v in batch if isinstance(v, _Broken)}
         here.append(new)
         progress(stage.name, begun + min((number + 1) * plan.batch, len(todo)), total)
-    team.wait()
-    if team.leads:
+    processes.wait()
+    if processes.leads:
         here.finish(stage.ids)
-    team.wait()
+    processes.wait()
     return here.read()
 
 

@@ -14,7 +14,7 @@ from turbovlm.errors import InputError
 from turbovlm_workbench.data.images import ImageFolder
 from turbovlm_workbench.load.models import load, with_labels
 from turbovlm_workbench.tune.bound import upper_bound
-from turbovlm_workbench.tune.judge import Loss, Part, split
+from turbovlm_workbench.tune.trials import Loss, Part, split_images
 
 
 def test_the_rule_by_hand() -> None:
@@ -66,18 +66,18 @@ def test_the_bound_holds_where_few_lose_much_and_where_all_lose_a_little() -> No
 
 
 def test_the_split_is_seeded_and_loses_nobody() -> None:
-    search, held = split(30, seed=1)
+    search, held = split_images(30, seed=1)
     assert (len(search), len(held)) == (10, 20)
     assert sorted(search + held) == list(range(30))
-    assert (search, held) == split(30, seed=1)
-    assert search != split(30, seed=2)[0]
-    assert [len(part) for part in split(3000, seed=0)] == [200, 2800]
+    assert (search, held) == split_images(30, seed=1)
+    assert search != split_images(30, seed=2)[0]
+    assert [len(part) for part in split_images(3000, seed=0)] == [200, 2800]
 
 
 def test_too_few_images() -> None:
-    assert len(split(20, 0)[0]) == 6
+    assert len(split_images(20, 0)[0]) == 6
     with pytest.raises(InputError, match=r"at least 20 images and got 19.*give a folder with more"):
-        split(19, 0)
+        split_images(19, 0)
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from turbovlm_workbench.load.vlm.base import Face, blip_tokens
+from turbovlm_workbench.load.image_text import ImageTextModel, blip_tokens
 
 
 @dataclass(frozen=True)
-class Answerer(Face, ABC):
+class AnsweringModel(ImageTextModel, ABC):
     """A model that answers questions about images."""
 
     @abstractmethod
@@ -30,7 +30,7 @@ class Answerer(Face, ABC):
         return [text.strip() for text in texts]
 
 
-class Blip(Answerer):
+class BlipAnswers(AnsweringModel):
     """BLIP: a text encoder reads question and image, a decoder writes; three beams, 10 tokens.
 
     The settings are those that BLIP was published with for free answers; its published VQAv2 scores
@@ -41,7 +41,7 @@ class Blip(Answerer):
     OPTIONS = {"num_beams": 3, "max_new_tokens": 9, "do_sample": False}  # [DEC] is the tenth
 
     def answer(self, pixels: Tensor, questions: Sequence[str]) -> list[str]:
-        """See `Answerer.answer`."""
+        """See `AnsweringModel.answer`."""
         tokens = blip_tokens(self, questions, with_image=True)
         ids, lengths = tokens["input_ids"], tokens["attention_mask"].sum(1)
         answers = [""] * len(questions)
@@ -53,14 +53,14 @@ class Blip(Answerer):
         return answers
 
 
-class Blip2(Answerer):
+class Blip2Answers(AnsweringModel):
     """BLIP-2 with either kind of language model: five beams, length penalty -1, 10 tokens."""
 
     PROMPT = "Question: {} Short answer:"
     OPTIONS = {"num_beams": 5, "length_penalty": -1.0, "max_new_tokens": 10, "do_sample": False}
 
     def answer(self, pixels: Tensor, questions: Sequence[str]) -> list[str]:
-        """See `Answerer.answer`."""
+        """See `AnsweringModel.answer`."""
         config, reads = self.model.config, self.model.language_model.config.is_encoder_decoder
         # a decoder goes on after the last position, which must be no padding
         tokens = self.tokens(
@@ -76,13 +76,13 @@ class Blip2(Answerer):
         return self.words(written if reads else written[:, ids.shape[1] :])
 
 
-class MiniGPTv2(Answerer):
+class MiniGPTv2Answers(AnsweringModel):
     """MiniGPT-v2 with the prompt of its published evaluation: greedy, at most 20 tokens."""
 
     OPTIONS: dict[str, Any] = {"max_new_tokens": 20, "do_sample": False}
 
     def answer(self, pixels: Tensor, questions: Sequence[str]) -> list[str]:
-        """See `Answerer.answer`."""
+        """See `AnsweringModel.answer`."""
         from turbovlm_workbench.paper.minigptv2_prompt import SHORT_ANSWER, encode, prompt
 
         prompts = [prompt(SHORT_ANSWER.format(question), "vqa") for question in questions]

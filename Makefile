@@ -14,17 +14,17 @@ test: lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff check src tests benchmarks examples
-	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src lab tests benchmarks examples
+	$(BIN)/ruff format --check src lab tests benchmarks examples
 	$(BIN)/pyright
 
 # torch and torchvision come in one pip command: installed apart they can fail to match
-$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet -e '.[all]'
+$(VENV)/.demo: pyproject.toml lab/pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e '.[all]' -e ./lab
 	touch $@
 
-$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+$(VENV)/.dev: pyproject.toml lab/pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e '.[dev]' -e ./lab
 	touch $@ $(VENV)/.demo
 
 $(VENV)/bin/python:
@@ -32,4 +32,4 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist lab/dist .pytest_cache .ruff_cache .hypothesis

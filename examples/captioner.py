@@ -6,11 +6,11 @@ python examples/captioner.py
 from PIL import Image
 
 import turbovlm
-from turbovlm.lab import captioner
-from turbovlm.lab.scenes import scene, split
+from turbovlm_lab import captioner
+from turbovlm_lab.scenes import scene, seed_of_split
 
-model, processor = captioner.load()
-picture = scene(split("test", 0))
+model, processor = captioner.load_captioner()
+picture = scene(seed_of_split("test", 0))
 pixels = processor.image_processor(Image.fromarray(picture.image), return_tensors="pt").pixel_values
 
 

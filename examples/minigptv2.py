@@ -1,7 +1,7 @@
 """Ask MiniGPT-v2 about two images, with and without merging; needs no download.
 
 The sizes are small and the weights random, so the answers mean nothing: load a converted
-checkpoint instead (python -m turbovlm.models.minigptv2_checkpoint --help).
+checkpoint instead (python -m turbovlm_workbench.paper.minigptv2_checkpoint --help).
 
 python examples/minigptv2.py
 """
@@ -11,9 +11,9 @@ from PIL import Image
 from transformers import LlamaTokenizer
 
 import turbovlm
-from turbovlm.lab.scenes import scene, split
-from turbovlm.models.minigptv2 import MiniGPTv2Config, MiniGPTv2ForConditionalGeneration
-from turbovlm.models.minigptv2_prompt import SHORT_ANSWER, prepare, prompt
+from turbovlm_lab.scenes import scene, seed_of_split
+from turbovlm_workbench.paper.minigptv2 import MiniGPTv2Config, MiniGPTv2ForConditionalGeneration
+from turbovlm_workbench.paper.minigptv2_prompt import SHORT_ANSWER, prepare, prompt
 
 letters = ["<unk>", "<s>", "</s>", *map(chr, range(33, 127)), "▁"]
 tokenizer = LlamaTokenizer(vocab={letter: index for index, letter in enumerate(letters)})
@@ -28,7 +28,7 @@ config = MiniGPTv2Config(
 )  # fmt: skip
 model = MiniGPTv2ForConditionalGeneration(config).eval()
 
-images = [Image.fromarray(scene(split("test", index)).image) for index in range(2)]
+images = [Image.fromarray(scene(seed_of_split("test", index)).image) for index in range(2)]
 prompts = [
     prompt(SHORT_ANSWER.format("What colour is the largest object?"), "vqa"),
     prompt("the small circle", "refer"),

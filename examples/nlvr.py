@@ -1,7 +1,7 @@
 """Judge statements about two images with BLIP for NLVR2; needs no download.
 
 The weights are random, so the answers mean nothing: load a converted checkpoint instead
-(python -m turbovlm.models.nlvr_checkpoint --help).
+(python -m turbovlm_workbench.paper.nlvr_checkpoint --help).
 
 python examples/nlvr.py
 """
@@ -11,11 +11,11 @@ from PIL import Image
 from transformers import BertTokenizer, BlipImageProcessor
 
 import turbovlm
-from turbovlm.lab.grammar import vocabulary
-from turbovlm.lab.scenes import scene, split
-from turbovlm.models.nlvr import BlipForNlvr, NlvrConfig
+from turbovlm_lab.grammar import caption_vocabulary
+from turbovlm_lab.scenes import scene, seed_of_split
+from turbovlm_workbench.paper.nlvr import BlipForNlvr, NlvrConfig
 
-words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *vocabulary(), "[ENC]"]
+words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *caption_vocabulary(), "[ENC]"]
 tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
 processor = BlipImageProcessor(size={"height": 224, "width": 224})
 
@@ -36,7 +36,7 @@ config = NlvrConfig(
 )
 model = BlipForNlvr(config).eval()
 
-left, right = (scene(split("test", index)) for index in range(2))
+left, right = (scene(seed_of_split("test", index)) for index in range(2))
 statement = left.caption.split(",")[0]
 pixels = processor([Image.fromarray(s.image) for s in (left, right)], return_tensors="pt")
 text = tokenizer(statement, return_tensors="pt")

@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 
 import turbovlm
+import turbovlm_lab
+import turbovlm_workbench
 from turbovlm import errors
 
 SOURCE = Path(turbovlm.__file__).parent
+WORKBENCH = Path(turbovlm_workbench.__file__).parent
+LAB = Path(turbovlm_lab.__file__).parent
 # from the ground up; a floor may import its own and those before it
 FLOORS = [
     {"errors", "config"},
@@ -20,12 +24,7 @@ FLOORS = [
     {"plug"},
     {"hosts"},
     {"api"},
-    {"models"},
-    {"lab"},
     {"measure"},
-    {"tasks"},
-    {"report"},
-    {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 
@@ -53,6 +52,48 @@ def test_imports_point_down_only() -> None:
         assert part in LEVEL, f"{part} has no floor: add it to the plan"
         wrong += [f"{path.name} -> {n}" for n in imports(path) if LEVEL[n] > LEVEL[part]]
     assert wrong == []
+
+
+def packages(path: Path) -> set[str]:
+    """Names of the packages that a file imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[0] for a in node.names}
+    return found
+
+
+def test_the_library_knows_neither_workbench_nor_lab() -> None:
+    above = {"turbovlm_workbench", "turbovlm_lab"}
+    # ``python -m turbovlm`` is the command line
+    files = [p for p in SOURCE.rglob("*.py") if p.name != "__main__.py"]
+    assert [p.name for p in files if packages(p) & above] == []
+
+
+def test_the_workbench_reaches_for_the_lab_in_one_place_and_its_demonstrations() -> None:
+    found = [p for p in WORKBENCH.rglob("*.py") if "turbovlm_lab" in packages(p)]
+    assert {p.relative_to(WORKBENCH).as_posix() for p in found} == {
+        "load/lab.py",
+        "demo/captioner.py",
+        "demo/painter.py",
+    }
+
+
+def test_the_lab_knows_the_models_of_the_paper_only() -> None:
+    wrong = []
+    for path in LAB.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("turbovlm_w"):
+                wrong += [node.module] if node.module != "turbovlm_workbench.paper.nlvr" else []
+    assert wrong == []
+
+
+def test_the_library_needs_torch_only() -> None:
+    allowed = {*sys.stdlib_module_names, "torch", "turbovlm", "turbovlm_workbench"}
+    for path in SOURCE.rglob("*.py"):
+        assert packages(path) <= allowed, path.name
 
 
 def test_maths_knows_no_host() -> None:
@@ -118,5 +159,27 @@ def test_a_missing_extra_names_the_command() -> None:
 
 
 def test_files_stay_small() -> None:
-    long = [p.name for p in SOURCE.rglob("*.py") if len(p.read_text().splitlines()) > 400]
+    files = [p for root in (SOURCE, WORKBENCH, LAB) for p in root.rglob("*.py")]
+    long = [p.name for p in files if len(p.read_text().splitlines()) > 400]
     assert long == []
+
+
+# Names inside the library that stand for two things: its two ways of merging are being joined.
+ONE_NAME_TWICE = {"Call", "Patch", "apply_rows", "denoisers", "match", "patches_of"}
+# A command line of its own: ``python -m MODULE``.
+COMMAND_LINE = {"main"}
+
+
+def test_no_two_public_names_are_the_same() -> None:
+    found: dict[str, list[str]] = {}
+    for root in (SOURCE, WORKBENCH, LAB):
+        for path in root.rglob("*.py"):
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name[0] != "_":
+                    place = path.relative_to(root.parent).as_posix()
+                    found.setdefault(node.name, []).append(place)
+    twice = {name: where for name, where in found.items() if len(where) > 1}
+    for name in ONE_NAME_TWICE:
+        library = [where for where in twice.get(name, []) if where.startswith("turbovlm/")]
+        assert library == twice.pop(name, []), f"{name} is the library's: take another name"
+    assert {k: v for k, v in twice.items() if k not in COMMAND_LINE} == {}

@@ -29,9 +29,9 @@ from rich.table import Table
 from torch import Tensor
 
 from turbovlm.errors import TurboError
-from turbovlm.lab import painter
-from turbovlm.lab.grammar import describe
-from turbovlm.lab.scenes import layout, scene
+from turbovlm_lab import painter
+from turbovlm_lab.grammar import describe
+from turbovlm_lab.scenes import layout, scene
 
 TIMES = (950, 800, 600, 400, 200)
 SAMPLES = 10_000
@@ -171,7 +171,7 @@ def main(arguments: list[str] | None = None) -> None:
     found = candidates(args.method, args.ratio, args.setting)
     console = Console()
     wide = Console(width=max(console.width, 60 + 12 * len(args.time) + 60))
-    wide.print(table(found, errors(painter.load(args.painter), found, args), args))
+    wide.print(table(found, errors(painter.load_painter(args.painter), found, args), args))
 
 
 if __name__ == "__main__":

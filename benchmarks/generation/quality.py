@@ -32,9 +32,9 @@ from summary import Entry, summarise
 
 import turbovlm
 from turbovlm.errors import TurboError
-from turbovlm.lab import painter
-from turbovlm.lab.grammar import describe
-from turbovlm.lab.scenes import Object, layout, scene
+from turbovlm_lab import painter
+from turbovlm_lab.grammar import describe
+from turbovlm_lab.scenes import Object, layout, scene
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 
@@ -115,7 +115,7 @@ def file_name(candidate: Candidate) -> str:
 
 def measure(args: argparse.Namespace, found: Sequence[Candidate]) -> None:
     """Draw, read, write."""
-    pipe, reader = painter.load(args.painter), Reader()
+    pipe, reader = painter.load_painter(args.painter), Reader()
     digest = hashlib.sha256()
     for path in sorted(Path(args.painter).rglob("*.safetensors")):
         digest.update(path.read_bytes())

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from turbovlm.lab import captioner
-from turbovlm.lab.grammar import Describable, attribute_accuracy
-from turbovlm.lab.scenes import SIDE
+from turbovlm_lab import captioner
+from turbovlm_lab.grammar import Describable, attribute_accuracy
+from turbovlm_lab.scenes import SIDE
 
 Values = NDArray[np.float64]
 Pictures = NDArray[np.uint8]
@@ -58,7 +58,7 @@ class Reader:
     """The lab's captioner, as judge of what was drawn and as feature extractor."""
 
     def __init__(self) -> None:
-        self.model, self.processor = captioner.load()
+        self.model, self.processor = captioner.load_captioner()
 
     def sheet(self, pictures: Pictures, objects: Sequence[Sequence[Describable]]) -> Sheet:
         """Read ``pictures`` drawn for prompts that name ``objects``."""
@@ -66,7 +66,7 @@ class Reader:
             np.array(Image.fromarray(p).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
             for p in pictures
         ]
-        said = captioner.caption(self.model, self.processor, large)
+        said = captioner.write_captions(self.model, self.processor, large)
         each = [attribute_accuracy([s], [o]) for s, o in zip(said, objects, strict=True)]
         return Sheet(
             pictures,

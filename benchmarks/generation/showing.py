@@ -13,7 +13,7 @@ from methods import TOMESD, Candidate
 from scoring import Sheet
 from summary import MEASURES, TIMES, Entry
 
-from turbovlm.report.plot import STYLES
+from turbovlm_workbench.report.plot import STYLES
 
 PEER_STYLE = ("#cc79a7", "v")
 LINES = ("-", "--", ":", "-.")

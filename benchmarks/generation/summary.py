@@ -12,7 +12,7 @@ import numpy as np
 from methods import Candidate
 from scoring import Distance, Sheet, Values
 
-from turbovlm.tasks.metrics.intervals import interval
+from turbovlm_workbench.metrics.intervals import interval
 
 Interval = tuple[float, float, float]
 MEASURES = {

@@ -15,12 +15,12 @@ from methods import TOMESD, Candidate, peer
 from torch import Tensor, nn
 
 from turbovlm.config import MergeRestore
-from turbovlm.lab import painter
 from turbovlm.maths.fold import Fold
 from turbovlm.measure import flops
 from turbovlm.plug.denoiser.state import Patch
-from turbovlm.tasks.paper.models import stable_diffusion
-from turbovlm.tasks.variants import share
+from turbovlm_lab import painter
+from turbovlm_workbench.compare.variants import share_weights
+from turbovlm_workbench.paper.models import stable_diffusion
 
 TEXT = 77
 KINDS = {"attn1": "self_attention", "attn2": "cross_attention", "ff": "feed_forward"}
@@ -49,7 +49,7 @@ class Shape:
 SHAPES = {
     "sd15": Shape(stable_diffusion),
     "tiny": Shape(tiny),
-    "painter": Shape(lambda: painter.build().unet, 2),
+    "painter": Shape(lambda: painter.build_painter().unet, 2),
 }
 
 
@@ -90,7 +90,7 @@ def limit(model: nn.Module, config: MergeRestore, copy: bool) -> nn.Module:
         config: how many, in which modules.
         copy: whether the kept tokens are made contiguous, or stay a strided view.
     """
-    twin = share(model)
+    twin = share_weights(model)
     for _, kind, module in modules(twin):
         ratio = getattr(config, kind)
         ratio = config.ratio if ratio is None else ratio
@@ -120,7 +120,7 @@ def _sliced(
 
 def merged(model: nn.Module, candidate: Candidate, tokens: int) -> nn.Module:
     """A patched twin."""
-    twin = share(model)
+    twin = share_weights(model)
     candidate.apply(twin, tokens)
     return twin
 

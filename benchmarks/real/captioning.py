@@ -32,9 +32,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 import turbovlm
 from turbovlm.measure import compare
-from turbovlm.tasks.metrics.captions import CaptionScores, score_captions
-from turbovlm.tasks.metrics.intervals import interval
-from turbovlm.tasks.variants import build
+from turbovlm_workbench.compare.variants import build_settings
+from turbovlm_workbench.metrics.captions import CaptionScores, score_captions
+from turbovlm_workbench.metrics.intervals import interval
 
 R = (4, 8, 13, 16)
 METHODS = ("turbo", "redundancy", "semantics", "random")
@@ -132,7 +132,7 @@ class Captioner:
     def time(self, settings: Sequence[turbovlm.Merge], rounds: int) -> list[dict[str, Any]]:
         """Of the whole ``generate`` of one batch: the unmerged model first, then the settings."""
         x = self.pixels[: self.batch]
-        built = build(self.model, settings)
+        built = build_settings(self.model, settings)
 
         def run(model: Any) -> None:
             model.generate(pixel_values=x, num_beams=self.beams, do_sample=False)

@@ -33,9 +33,9 @@ from torch import Tensor, nn
 import turbovlm
 from turbovlm import hosts
 from turbovlm.measure.speed import Variant, compare
-from turbovlm.tasks.images import ImageFolder
-from turbovlm.tasks.metrics.intervals import interval
-from turbovlm.tasks.prepare import timm_prepare
+from turbovlm_workbench.data.images import ImageFolder
+from turbovlm_workbench.load.prepare import timm_prepare
+from turbovlm_workbench.metrics.intervals import interval
 
 NAME = "vit_tiny_patch16_224"
 R = {224: (4, 8, 13, 16), 384: (20, 30, 40)}

@@ -1,6 +1,6 @@
 """A task of `turbovlm eval` with every method at every r, and turbo against each of them.
 
-    python -m turbovlm.lab.export scenes --scenes 1000
+    python -m turbovlm_lab.export scenes --scenes 1000
     python benchmarks/real/compare.py vqa --model lab:vqa --data scenes/vqa_questions.json \\
         --answers scenes/vqa_annotations.json --r 8 14 20 --out runs
 
@@ -22,10 +22,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 import turbovlm
-from turbovlm.tasks.evaluate.build import TASKS, Request, build
-from turbovlm.tasks.evaluate.result import difference
-from turbovlm.tasks.evaluate.run import SCORES, Plan, run
-from turbovlm.tasks.evaluate.team import Team
+from turbovlm_workbench.run.processes import Processes
+from turbovlm_workbench.run.result import difference
+from turbovlm_workbench.run.runner import SCORES, RunPlan, run_task
+from turbovlm_workbench.tasks.evaluate.build import TASKS, Request, build
 
 METHODS = ("turbo", "redundancy", "semantics")
 
@@ -62,15 +62,15 @@ def main() -> None:
     evaluation = build(args.task, request)
     merges = [turbovlm.Merge.from_dict({"r": r, "method": m}) for r in args.r for m in args.method]
     rows: list[dict[str, Any]] = []
-    team = Team(0, 1, torch.device("cpu"))
+    processes = Processes(0, 1, torch.device("cpu"))
     with Progress(transient=True) as bar:
         shown = bar.add_task("unmerged")
         for merge in (None, *merges):
             name = "unmerged" if merge is None else f"{merge.method}-r{merge.r}"
             folder = args.out / args.task / name
             asked = {"beams": args.beams, "top": args.top, "dtype": "fp32"}
-            plan = Plan(folder, team, args.batch, torch.float32, 0, asked)
-            done = run(
+            plan = RunPlan(folder, processes, args.batch, torch.float32, 0, asked)
+            done = run_task(
                 evaluation, merge, plan,
                 lambda stage, now, all_, name=name: bar.update(
                     shown, description=f"{name} {stage}", completed=now, total=all_

@@ -30,7 +30,7 @@ from torch.nn.utils import prune
 
 import turbovlm
 from turbovlm.measure.speed import Variant, compare
-from turbovlm.tasks.metrics.intervals import interval
+from turbovlm_workbench.metrics.intervals import interval
 
 ZEROED = 0.3
 NARROWED = 0.05

@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 import turbovlm
-from turbovlm.tasks.metrics.intervals import interval
-from turbovlm.tasks.prepare import timm_prepare
+from turbovlm_workbench.load.prepare import timm_prepare
+from turbovlm_workbench.metrics.intervals import interval
 
 METHODS = ("turbo", "redundancy", "semantics")
 WIDTH, SELECT, EPOCHS, BATCH = 256, 500, 30, 512

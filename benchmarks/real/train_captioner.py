@@ -45,8 +45,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
-from turbovlm.tasks.metrics.captions import score_captions
-from turbovlm.tasks.prepare import Prepare, timm_prepare
+from turbovlm_workbench.load.prepare import Prepare, timm_prepare
+from turbovlm_workbench.metrics.captions import score_captions
 
 NAME = "vit_tiny_patch16_224"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

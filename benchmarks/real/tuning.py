@@ -26,12 +26,12 @@ from torch import Tensor
 
 import turbovlm
 from turbovlm.measure import compare
-from turbovlm.report.tune import lines, table
-from turbovlm.tasks.base import batches
-from turbovlm.tasks.bench import Plan
-from turbovlm.tasks.images import ImageFolder
-from turbovlm.tasks.models import load, with_labels
-from turbovlm.tasks.tuning.tune import Tuned, tune
+from turbovlm_workbench.compare.bench import BenchPlan
+from turbovlm_workbench.data.images import ImageFolder
+from turbovlm_workbench.load.models import load, with_labels
+from turbovlm_workbench.report.tune import tune_lines, tune_table
+from turbovlm_workbench.tasks.base import batches
+from turbovlm_workbench.tune.tune import Tuned, tune
 
 FLICKR = 300
 
@@ -106,10 +106,10 @@ def main() -> None:
     task = load("timm:vit_tiny_patch16_224", weights)
     labelled = with_labels(task, mine.labels if args.labels else None)
     timer = partial(compare, rounds=args.rounds, clock=args.clock)
-    found = tune(labelled, mine, args.max_loss, Plan(args.batch), timer=timer)
+    found = tune(labelled, mine, args.max_loss, BenchPlan(args.batch), timer=timer)
     console = Console(width=160)
-    console.print(table(found))
-    console.print("\n".join(lines(found, Path("turbo.json"))), highlight=False)
+    console.print(tune_table(found))
+    console.print("\n".join(tune_lines(found, Path("turbo.json"))), highlight=False)
     unseen = None if found.closest is None else check(task, others, found.closest.merge)
     if unseen is not None:
         console.print(_table(unseen, len(others)))

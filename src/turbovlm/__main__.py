@@ -1,6 +1,6 @@
 """``python -m turbovlm``, which ``accelerate launch -m turbovlm`` needs."""
 
-from turbovlm.cli import main
+from turbovlm_workbench.cli import main
 
 if __name__ == "__main__":
     main()

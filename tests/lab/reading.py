@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from turbovlm.lab.scenes import Object
+from turbovlm_lab.scenes import Object
 
 SINGULAR = {
     "circles": "circle",

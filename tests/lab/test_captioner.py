@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 
 from turbovlm.errors import MissingExtra, ModelError
-from turbovlm.lab.scenes import scene, split
+from turbovlm_lab.scenes import scene, seed_of_split
 
 transformers = pytest.importorskip("transformers")
 
-from turbovlm.lab import captioner  # noqa: E402
-from turbovlm.lab.evaluate import baselines, evaluate, main  # noqa: E402
+from turbovlm_lab import captioner  # noqa: E402
+from turbovlm_lab.evaluate import baselines, evaluate_captioner, main  # noqa: E402
 
 UNSEEN = 64
 
 
 @pytest.fixture(scope="module")
 def loaded() -> tuple[Any, Any]:
-    return captioner.load()
+    return captioner.load_captioner()
 
 
 def test_the_files_are_small_and_hold_safetensors() -> None:
@@ -47,7 +47,7 @@ def test_it_has_the_promised_size(loaded: tuple[Any, Any]) -> None:
 
 
 def test_captions_of_unseen_scenes_are_right(loaded: tuple[Any, Any]) -> None:
-    score = evaluate(*loaded, "test", UNSEEN)
+    score = evaluate_captioner(*loaded, "test", UNSEEN)
     assert score.captions == UNSEEN
     assert score.precision >= 0.9
     assert score.recall >= 0.9
@@ -58,9 +58,9 @@ def test_captions_of_unseen_scenes_are_right(loaded: tuple[Any, Any]) -> None:
 
 
 def test_a_caption_can_be_read_and_does_not_depend_on_its_batch(loaded: tuple[Any, Any]) -> None:
-    images = [scene(split("test", index)).image for index in range(3)]
-    together = captioner.caption(*loaded, images)
-    alone = captioner.caption(*loaded, images, batch_size=1)
+    images = [scene(seed_of_split("test", index)).image for index in range(3)]
+    together = captioner.write_captions(*loaded, images)
+    alone = captioner.write_captions(*loaded, images, batch_size=1)
     assert together == alone
     assert all(text.startswith("a ") for text in together)
 
@@ -73,8 +73,8 @@ def test_evaluate_prints_the_figures(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Any) -> None:
-    with pytest.raises(ModelError, match=r"turbovlm\.lab\.train"):
-        captioner.load(tmp_path)
+    with pytest.raises(ModelError, match=r"turbovlm_lab\.train"):
+        captioner.load_captioner(tmp_path)
 
 
 def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +82,10 @@ def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
         raise MissingExtra(module, extra)
 
     monkeypatch.setattr(captioner, "require", missing)
-    for call in (captioner.load, captioner.build_model, captioner.build_processor):
+    for call in (
+        captioner.load_captioner,
+        captioner.build_captioner,
+        captioner.build_caption_processor,
+    ):
         with pytest.raises(MissingExtra, match="hf"):
             call()

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from turbovlm.lab.data import PATCH, PATCHES, TARGETS, Scenes, collate, patch_targets, pixels
-from turbovlm.lab.scenes import COLOURS, SHAPES, SIDE, SIZES, Object, scene, split
+from turbovlm_lab.data import PATCH, PATCHES, TARGETS, SceneDataset, collate, patch_targets, pixels
+from turbovlm_lab.scenes import COLOURS, SHAPES, SIDE, SIZES, Object, scene, seed_of_split
 
 pytest.importorskip("transformers")
 
 
 def test_samples_equal_what_the_processor_makes() -> None:
-    from turbovlm.lab.captioner import build_processor
+    from turbovlm_lab.captioner import build_caption_processor
 
-    processor: Any = build_processor()
-    drawn = [scene(split("train", index)) for index in range(4)]
-    batch = collate([Scenes("train", 4)[index] for index in range(4)])
+    processor: Any = build_caption_processor()
+    drawn = [scene(seed_of_split("train", index)) for index in range(4)]
+    batch = collate([SceneDataset("train", 4)[index] for index in range(4)])
     made = processor(
         images=[item.image for item in drawn],
         text=[item.caption for item in drawn],
@@ -46,15 +46,15 @@ def test_patches_name_the_object_that_covers_them() -> None:
 
 def test_every_object_owns_a_patch() -> None:
     for index in range(50):
-        objects = scene(split("train", index)).objects
+        objects = scene(seed_of_split("train", index)).objects
         targets = patch_targets(objects)
         assert targets.shape == (PATCHES, len(TARGETS))
         assert set(targets[:, 0]) == set(range(len(objects) + 1))
 
 
 def test_scenes_start_where_told_and_end() -> None:
-    later = Scenes("train", 2, start=5)
-    np.testing.assert_array_equal(later[1][0], scene(split("train", 6)).image)
+    later = SceneDataset("train", 2, start=5)
+    np.testing.assert_array_equal(later[1][0], scene(seed_of_split("train", 6)).image)
     with pytest.raises(IndexError):
         later[2]
     assert len(later) == 2

@@ -12,10 +12,10 @@ from PIL import Image
 
 from tests.lab.test_pairs import true
 from turbovlm.errors import InputError
-from turbovlm.lab import grammar
-from turbovlm.lab.export import export, main
-from turbovlm.lab.questions import ask
-from turbovlm.lab.scenes import layout, scene, split
+from turbovlm_lab import grammar
+from turbovlm_lab.export import export, main
+from turbovlm_lab.questions import ask
+from turbovlm_lab.scenes import layout, scene, seed_of_split
 
 SCENES = 16
 
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def seed(image: str) -> int:
-    return split("validation", int(Path(image).stem))
+    return seed_of_split("validation", int(Path(image).stem))
 
 
 def load(path: Path) -> Any:
@@ -42,7 +42,7 @@ def lines(path: Path) -> list[Any]:
 def test_images_are_the_scenes(folder: Path) -> None:
     for index in range(SCENES):
         written = np.asarray(Image.open(folder / f"{index:012d}.png"))
-        np.testing.assert_array_equal(written, scene(split("validation", index)).image)
+        np.testing.assert_array_equal(written, scene(seed_of_split("validation", index)).image)
 
 
 def test_captions_are_those_of_the_scenes_in_both_layouts(folder: Path) -> None:
@@ -67,7 +67,7 @@ def test_questions_and_annotations_belong_together(folder: Path) -> None:
         assert {a["answer"] for a in annotation["answers"]} == {
             annotation["multiple_choice_answer"]
         }
-        own = split("validation", question["image_id"])
+        own = seed_of_split("validation", question["image_id"])
         asked = {q.text: q.answer for q in ask(layout(own), own)}
         assert asked[question["question"]] == annotation["multiple_choice_answer"]
     types = {a["answer_type"] for a in annotations}
@@ -75,7 +75,7 @@ def test_questions_and_annotations_belong_together(folder: Path) -> None:
 
 
 def test_pairs_are_labelled_as_their_images_show(folder: Path) -> None:
-    known = {scene(split("validation", i)).image.tobytes(): i for i in range(SCENES)}
+    known = {scene(seed_of_split("validation", i)).image.tobytes(): i for i in range(SCENES)}
     rows = lines(folder / "nlvr2.jsonl")
     assert len(rows) == SCENES // 2
     assert len({row["identifier"] for row in rows}) == len(rows)
@@ -83,7 +83,9 @@ def test_pairs_are_labelled_as_their_images_show(folder: Path) -> None:
         stem, _, sentence = row["identifier"].rpartition("-")
         assert sentence == "0"
         left, right = (
-            layout(split("validation", known[np.asarray(Image.open(folder / file)).tobytes()]))
+            layout(
+                seed_of_split("validation", known[np.asarray(Image.open(folder / file)).tobytes()])
+            )
             for file in (f"{stem}-img0.png", f"{stem}-img1.png")
         )
         assert row["label"] == str(true(row["sentence"], left, right))

@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbovlm.lab.grammar import (
+from turbovlm_lab.grammar import (
     Mention,
     attribute_accuracy,
+    caption_vocabulary,
     describe,
     parse,
     trivial_captions,
-    vocabulary,
 )
-from turbovlm.lab.scenes import COLOURS, POSITIONS, SHAPES, SIZES, scene
+from turbovlm_lab.scenes import COLOURS, POSITIONS, SHAPES, SIZES, scene
 
 MENTIONS = st.builds(
     Mention,
@@ -35,7 +35,7 @@ def test_parse_reads_back_what_describe_writes(mentions: list[Mention]) -> None:
 
 @given(st.lists(MENTIONS, min_size=1, max_size=5))
 def test_captions_use_the_vocabulary_alone(mentions: list[Mention]) -> None:
-    assert set(describe(mentions).replace(",", " ,").split()) <= set(vocabulary())
+    assert set(describe(mentions).replace(",", " ,").split()) <= set(caption_vocabulary())
 
 
 def test_parse_takes_spaces_before_commas_and_capitals() -> None:

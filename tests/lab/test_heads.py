@@ -17,21 +17,21 @@ from turbovlm.errors import MissingExtra, ModelError
 
 pytest.importorskip("transformers")
 
-from turbovlm.lab import captioner, heads, painter
-from turbovlm.lab.grammar import describe
-from turbovlm.lab.pairs import group
-from turbovlm.lab.questions import ask
-from turbovlm.lab.scenes import scene, split
+from turbovlm_lab import captioner, heads, painter
+from turbovlm_lab.grammar import describe
+from turbovlm_lab.pairs import group
+from turbovlm_lab.questions import ask
+from turbovlm_lab.scenes import scene, seed_of_split
 
 UNSEEN = 64
-SCENES = [scene(split("test", index)) for index in range(UNSEEN)]
+SCENES = [scene(seed_of_split("test", index)) for index in range(UNSEEN)]
 
 Judge = Callable[[Any, Any, Tensor], Tensor]
 
 
 @pytest.fixture(scope="module")
 def pixels() -> Tensor:
-    processor: Any = heads.build_processor()
+    processor: Any = heads.build_head_processor()
     return processor(images=[s.image for s in SCENES], return_tensors="pt")["pixel_values"]
 
 
@@ -78,7 +78,7 @@ TASKS: dict[str, tuple[Judge, float]] = {
 def test_a_head_is_right_and_merging_hardly_hurts(head: str, pixels: Tensor) -> None:
     judge, least = TASKS[head]
     model: Any
-    model, processor = heads.load(head)
+    model, processor = heads.load_head(head)
     assert not model.training
     right, states = {}, {}
     for r in (0, 8):
@@ -94,7 +94,7 @@ def test_a_head_is_right_and_merging_hardly_hurts(head: str, pixels: Tensor) -> 
 
 def test_a_matching_head_tells_right_captions_from_nearly_right_ones(pixels: Tensor) -> None:
     model: Any
-    model, processor = heads.load("retrieval")
+    model, processor = heads.load_head("retrieval")
     captions = [describe(s.objects) for s in SCENES[:32]]
     wrong = [swapped(c) for c in captions]
     assert all(a != b for a, b in zip(captions, wrong, strict=True))
@@ -116,12 +116,12 @@ def swapped(caption: str) -> str:
 
 def test_the_vision_encoder_is_stored_once() -> None:
     shared = heads.shared_weights()
-    captions, _ = captioner.load()
+    captions, _ = captioner.load_captioner()
     for name, weight in captions.state_dict().items():
         if name in shared:
             assert torch.equal(weight, shared[name])
     for head in heads.HEADS:
-        state = heads.load(head)[0].state_dict()
+        state = heads.load_head(head)[0].state_dict()
         own = {name for name, weight in shared.items() if not torch.equal(weight, state[name])}
         last = {name for name in shared if ".encoder.layers.7." in name}
         assert own == (last if head == "retrieval" else set())
@@ -142,22 +142,22 @@ def test_all_weights_are_small_safetensors_with_a_record() -> None:
 
 
 def test_words_of_captions_keep_their_tokens() -> None:
-    _, processor = captioner.load()
-    own: Any = heads.build_processor()
+    _, processor = captioner.load_captioner()
+    own: Any = heads.build_head_processor()
     caption = describe(SCENES[0].objects)
     assert own.tokenizer(caption)["input_ids"] == processor.tokenizer(caption)["input_ids"]
     assert own.tokenizer.unk_token_id not in own.tokenizer("is there an orange ring?")["input_ids"]
-    assert len(own.tokenizer) == heads.build_model("vqa").config.text_config.vocab_size
+    assert len(own.tokenizer) == heads.build_head("vqa").config.text_config.vocab_size
 
 
 def test_unknown_heads_and_missing_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="vqa, retrieval, nlvr"):
-        heads.load("captions")
-    with pytest.raises(ModelError, match=r"python -m turbovlm\.lab\.train$"):
-        heads.load("vqa", tmp_path)
+        heads.load_head("captions")
+    with pytest.raises(ModelError, match=r"python -m turbovlm_lab\.train$"):
+        heads.load_head("vqa", tmp_path)
     (tmp_path / "model.safetensors").symlink_to(captioner.WEIGHTS / "model.safetensors")
-    with pytest.raises(ModelError, match=r"turbovlm\.lab\.train_heads vqa$"):
-        heads.load("vqa", tmp_path)
+    with pytest.raises(ModelError, match=r"turbovlm_lab\.train_heads vqa$"):
+        heads.load_head("vqa", tmp_path)
 
 
 def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,4 +166,4 @@ def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(heads, "require", missing)
     with pytest.raises(MissingExtra, match="hf"):
-        heads.load("vqa")
+        heads.load_head("vqa")

@@ -13,38 +13,38 @@ from torch import Tensor
 
 pytest.importorskip("transformers")
 
-from turbovlm.lab import captioner, heads
-from turbovlm.lab.grammar import describe
-from turbovlm.lab.kinds import Kind
-from turbovlm.lab.lessons import LESSONS, Bank
-from turbovlm.lab.lessons.base import Look, reading, wanted
-from turbovlm.lab.questions import ask
-from turbovlm.lab.scenes import scene, split
-from turbovlm.lab.train_heads import Plan, fill, main, train
+from turbovlm_lab import captioner, heads
+from turbovlm_lab.grammar import describe
+from turbovlm_lab.kinds import Kind
+from turbovlm_lab.lessons import LESSONS, EncodedScenes
+from turbovlm_lab.lessons.base import Attended, guided_reading, tokens_to_attend
+from turbovlm_lab.questions import ask
+from turbovlm_lab.scenes import scene, seed_of_split
+from turbovlm_lab.train_heads import HeadTraining, encode_scenes, main, train_head
 
 FEW = 16
 
 
 @pytest.fixture(scope="module", params=heads.HEADS)
 def lesson(request: pytest.FixtureRequest) -> Any:
-    model, processor = heads.load(request.param)
+    model, processor = heads.load_head(request.param)
     return LESSONS[request.param](model, processor.tokenizer)
 
 
 @pytest.fixture(scope="module")
 def pixels() -> Tensor:
-    images = [scene(split("test", index)).image for index in range(FEW)]
-    processor: Any = heads.build_processor()
+    images = [scene(seed_of_split("test", index)).image for index in range(FEW)]
+    processor: Any = heads.build_head_processor()
     return processor(images=images, return_tensors="pt")["pixel_values"]
 
 
-def bank_of(lesson: Any) -> Bank:
-    return fill(lesson.see, "test", 0, FEW, lambda _: None)
+def bank_of(lesson: Any) -> EncodedScenes:
+    return encode_scenes(lesson.see, "test", 0, FEW, lambda _: None)
 
 
 def test_sharing_images_changes_nothing() -> None:
     torch.manual_seed(0)
-    model: Any = heads.build_model("vqa")
+    model: Any = heads.build_head("vqa")
     encoder = model.text_encoder
     images = torch.randn(3, 20, 160)
     index = torch.tensor([2, 0, 2, 2, 1])
@@ -52,8 +52,8 @@ def test_sharing_images_changes_nothing() -> None:
     here = torch.zeros(5, 1, 20, dtype=torch.bool)
     here[:, :, :4] = True
     plain = encoder(ids, encoder_hidden_states=images[index]).last_hidden_state
-    looks = {layer.crossattention.self: Look(index, here) for layer in encoder.encoder.layer}
-    with reading(looks) as missed:
+    looks = {layer.crossattention.self: Attended(index, here) for layer in encoder.encoder.layer}
+    with guided_reading(looks) as missed:
         shared = encoder(ids, encoder_hidden_states=images).last_hidden_state
     torch.testing.assert_close(shared, plain)
     # untrained attention is nearly even over the 20 tokens, of which 4 are wanted
@@ -64,12 +64,12 @@ def test_sharing_images_changes_nothing() -> None:
 
 
 def test_wanted_tokens_show_the_kind(lesson: Any) -> None:
-    bank = bank_of(lesson)
-    kinds = [Kind(colour=objects[-1].colour) for objects in bank.objects]
-    tokens = wanted(bank, np.arange(FEW), kinds)
+    encoded = bank_of(lesson)
+    kinds = [Kind(colour=objects[-1].colour) for objects in encoded.objects]
+    tokens = tokens_to_attend(encoded, np.arange(FEW), kinds)
     assert tokens.shape == (FEW, 197)
     assert not tokens[:, 0].any()
-    for row, kind, objects in zip(tokens, kinds, bank.objects, strict=True):
+    for row, kind, objects in zip(tokens, kinds, encoded.objects, strict=True):
         for top, left in (row[1:].view(14, 14).nonzero() * 16).tolist():
             (one,) = [
                 o
@@ -85,14 +85,14 @@ def test_wanted_tokens_show_the_kind(lesson: Any) -> None:
 
 def test_answers_scored_word_by_word_are_those_of_generate(pixels: Tensor) -> None:
     model: Any
-    model, processor = heads.load("vqa")
+    model, processor = heads.load_head("vqa")
     lesson: Any = LESSONS["vqa"](model, processor.tokenizer)
     pixels = pixels.roll(1, 0)  # questions about other scenes, so that many answers are wrong
     states = model.vision_model(pixels).last_hidden_state
-    bank = bank_of(lesson)._replace(states=states.detach())
-    bank = bank._replace(objects=bank.objects[:6])
+    encoded = bank_of(lesson)._replace(states=states.detach())
+    encoded = encoded._replace(objects=encoded.objects[:6])
     right = []
-    for place, objects in enumerate(bank.objects):
+    for place, objects in enumerate(encoded.objects):
         asked = ask(objects, place)
         text: Any = processor.tokenizer([q.text for q in asked], padding=True, return_tensors="pt")
         tokens = model.generate(
@@ -104,17 +104,17 @@ def test_answers_scored_word_by_word_are_those_of_generate(pixels: Tensor) -> No
         said = processor.batch_decode(tokens, skip_special_tokens=True)
         right += [a == q.answer for a, q in zip(said, asked, strict=True)]
     with torch.no_grad():
-        scores = lesson.scores(bank)
+        scores = lesson.scores(encoded)
     assert 0.1 < np.mean(right) < 0.9
     assert scores["right"] == pytest.approx(np.mean(right))
 
 
 def test_embeddings_and_matches_are_those_of_the_model(pixels: Tensor) -> None:
     model: Any
-    model, processor = heads.load("retrieval")
+    model, processor = heads.load_head("retrieval")
     lesson: Any = LESSONS["retrieval"](model, processor.tokenizer)
-    bank = bank_of(lesson)
-    captions = [describe(objects) for objects in bank.objects]
+    encoded = bank_of(lesson)
+    captions = [describe(objects) for objects in encoded.objects]
     text: Any = processor.tokenizer(captions, padding=True, return_tensors="pt")
     with torch.no_grad():
         states = lesson.see(pixels)
@@ -123,15 +123,15 @@ def test_embeddings_and_matches_are_those_of_the_model(pixels: Tensor) -> None:
             text["input_ids"], pixels, attention_mask=text["attention_mask"], use_itm_head=False
         )
         alike = lesson._image(states) @ lesson._text(captions).T
-        logits, _ = lesson._match(bank, np.arange(FEW), captions, states)
+        logits, _ = lesson._match(encoded, np.arange(FEW), captions, states)
     torch.testing.assert_close(apart.itm_score, alike, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(whole.itm_score, logits, rtol=1e-4, atol=1e-4)
 
 
 def test_a_loss_reaches_all_that_is_trained(lesson: Any) -> None:
-    bank = bank_of(lesson)
+    encoded = bank_of(lesson)
     lesson.model.zero_grad()
-    lesson.loss(bank, RandomState(0)).backward()
+    lesson.loss(encoded, RandomState(0)).backward()
     parameters = lesson.parameters()
     # biases of keys shift all scores alike, so that matrices alone must have a gradient
     still = [
@@ -151,12 +151,12 @@ def test_a_run_writes_a_head_that_loads(head: str, tmp_path: Path) -> None:
     if head != "vqa":  # from which the others start
         (tmp_path / "vqa").symlink_to(captioner.WEIGHTS / "vqa")
     seen: list[tuple[int, float]] = []
-    plan = Plan(head, minutes=0.02, scenes=64, check_scenes=FEW, out=tmp_path)
-    scores = train(plan, lambda step, done, text: seen.append((step, done)))
+    plan = HeadTraining(head, minutes=0.02, scenes=64, check_scenes=FEW, out=tmp_path)
+    scores = train_head(plan, lambda step, done, text: seen.append((step, done)))
     assert seen[-1][1] == 1
     assert {"vqa": "right", "nlvr": "consistent", "retrieval": "itm text"}[head] in scores
-    trained, _ = heads.load(head, tmp_path)
-    shipped = heads.load(head)[0].state_dict()
+    trained, _ = heads.load_head(head, tmp_path)
+    shipped = heads.load_head(head)[0].state_dict()
     shared = heads.shared_weights()
     own = {name for name, x in trained.state_dict().items() if not torch.equal(x, shipped[name])}
     assert own

@@ -9,11 +9,11 @@ import pytest
 
 from tests.lab.reading import meant
 from turbovlm.errors import InputError
-from turbovlm.lab import grammar, kinds, pairs, questions
-from turbovlm.lab.pairs import Group, group
-from turbovlm.lab.scenes import Object, layout, split
+from turbovlm_lab import grammar, kinds, pairs, questions
+from turbovlm_lab.pairs import StatementGroup, group
+from turbovlm_lab.scenes import Object, layout, seed_of_split
 
-POOL = [layout(split("test", index)) for index in range(64)]
+POOL = [layout(seed_of_split("test", index)) for index in range(64)]
 GROUPS = [group(POOL, seed) for seed in range(300)]
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
@@ -42,7 +42,7 @@ def true(statement: str, left: Objects, right: Objects) -> bool:
     return found == {"both images": 2, "only one image": 1, "neither image": 0}[start]
 
 
-def judged(one: Group, pool: Sequence[Objects]) -> list[bool]:
+def judged(one: StatementGroup, pool: Sequence[Objects]) -> list[bool]:
     return [true(one.statement, pool[pair.left], pool[pair.right]) for pair in one.pairs]
 
 

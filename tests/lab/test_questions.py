@@ -7,15 +7,15 @@ from collections import Counter
 import pytest
 
 from tests.lab.reading import cell, meant
-from turbovlm.lab import grammar, kinds, questions
-from turbovlm.lab.questions import ANSWERS, Question, ask
-from turbovlm.lab.scenes import Object, layout, scene, split
+from turbovlm_lab import grammar, kinds, questions
+from turbovlm_lab.questions import ANSWERS, SceneQuestion, ask
+from turbovlm_lab.scenes import Object, layout, scene, seed_of_split
 
-SCENES = [layout(split("test", index)) for index in range(400)]
+SCENES = [layout(seed_of_split("test", index)) for index in range(400)]
 ASKED = [ask(objects, index) for index, objects in enumerate(SCENES)]
 
 
-def right(question: Question, objects: tuple[Object, ...]) -> bool:
+def right(question: SceneQuestion, objects: tuple[Object, ...]) -> bool:
     """Whether the answer is right, from the words of the question and the objects alone."""
     text = question.text.removesuffix("?")
     if text.startswith("how many "):
@@ -89,7 +89,11 @@ def test_no_topic_is_answered_by_one_frequent_word() -> None:
 
 
 def test_words_are_in_the_vocabulary() -> None:
-    known = {*grammar.vocabulary(), *kinds.vocabulary(), *questions.vocabulary()}
+    known = {
+        *grammar.caption_vocabulary(),
+        *kinds.kind_vocabulary(),
+        *questions.question_vocabulary(),
+    }
     said = {
         word
         for asked in ASKED

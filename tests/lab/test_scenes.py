@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import turbovlm
-from turbovlm.lab.scenes import (
+from turbovlm_lab.scenes import (
     BACKGROUNDS,
     COLOURS,
     GRID,
@@ -23,8 +23,8 @@ from turbovlm.lab.scenes import (
     SIZE_PIXELS,
     SIZES,
     scene,
+    seed_of_split,
     shape_mask,
-    split,
 )
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -154,7 +154,10 @@ def test_backgrounds_are_textured_but_muted() -> None:
 
 def test_splits_never_share_a_seed() -> None:
     last = 999_999_999
-    ranges = [(split(name, 0), split(name, last)) for name in ("train", "validation", "test")]
+    ranges = [
+        (seed_of_split(name, 0), seed_of_split(name, last))
+        for name in ("train", "validation", "test")
+    ]
     for (_, end), (begin, _) in pairwise(ranges):
         assert end < begin
     assert ranges[-1][1] < 2**32
@@ -163,9 +166,9 @@ def test_splits_never_share_a_seed() -> None:
 @pytest.mark.parametrize(("name", "index"), [("dev", 0), ("train", -1), ("test", 10**9)])
 def test_splits_refuse_what_they_do_not_hold(name: str, index: int) -> None:
     with pytest.raises(ValueError, match=r"split|outside"):
-        split(name, index)
+        seed_of_split(name, index)
 
 
 def test_importing_the_package_does_not_import_the_lab() -> None:
     source = Path(turbovlm.__file__).read_text(encoding="utf-8")
-    assert "turbovlm.lab" not in source
+    assert "turbovlm_lab" not in source

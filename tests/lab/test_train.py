@@ -11,10 +11,10 @@ import torch
 
 pytest.importorskip("transformers")
 
-from turbovlm.lab import captioner, train
-from turbovlm.lab.data import Scenes, collate
-from turbovlm.lab.evaluate import evaluate
-from turbovlm.lab.scenes import scene
+from turbovlm_lab import captioner, train
+from turbovlm_lab.data import SceneDataset, collate
+from turbovlm_lab.evaluate import evaluate_captioner
+from turbovlm_lab.scenes import scene
 
 
 @pytest.fixture(autouse=True)
@@ -26,12 +26,12 @@ def _threads() -> Any:
 
 def tiny() -> Any:
     torch.manual_seed(0)
-    return captioner.build_model(width=32, blocks=1, heads=2, text_width=32)
+    return captioner.build_captioner(width=32, blocks=1, heads=2, text_width=32)
 
 
-def plan_for(out: Path, **settings: Any) -> train.Plan:
+def plan_for(out: Path, **settings: Any) -> train.CaptionerTraining:
     fixed: dict[str, Any] = {"steps": 2, "batch": 2, "check_scenes": 2, "warmup": 1, "out": out}
-    return train.Plan(**{**fixed, **settings})
+    return train.CaptionerTraining(**{**fixed, **settings})
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -39,24 +39,24 @@ def test_two_steps_write_loadable_weights(tmp_path: Path, processes: int) -> Non
     model = tiny()
     before = model.vision_model.embeddings.position_embedding.detach().clone()
     seen: list[tuple[int, float]] = []
-    train.train(
+    train.train_captioner(
         plan_for(tmp_path, processes=processes),
         model,
         lambda step, done, _: seen.append((step, done)),
     )
     assert seen == [(1, 0.5), (2, 1.0)]
     assert not torch.equal(before, model.vision_model.embeddings.position_embedding)
-    again, processor = captioner.load(tmp_path)
+    again, processor = captioner.load_captioner(tmp_path)
     for name, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], value)
-    assert len(captioner.caption(again, processor, [scene(0).image])) == 1
+    assert len(captioner.write_captions(again, processor, [scene(0).image])) == 1
     record = json.loads((tmp_path / "training.json").read_text(encoding="utf-8"))
     assert (record["seed"], record["step"], record["scenes"]) == (0, 2, 4)
 
 
 def test_a_run_ends_when_its_minutes_are_over(tmp_path: Path) -> None:
     steps: list[int] = []
-    train.train(
+    train.train_captioner(
         plan_for(tmp_path, steps=1000, minutes=1e-6, processes=1),
         tiny(),
         lambda step, *_: steps.append(step),
@@ -69,7 +69,7 @@ def test_the_command_line_takes_its_settings(
 ) -> None:
     model = tiny()
     monkeypatch.setattr(captioner, "build_model", lambda: model)
-    monkeypatch.setattr(train, "evaluate", lambda *given: evaluate(*given[:3], number=2))
+    monkeypatch.setattr(train, "evaluate", lambda *given: evaluate_captioner(*given[:3], number=2))
     train.main(["--steps", "1", "--processes", "1", "--out", str(tmp_path)])
     assert "best validation precision" in capsys.readouterr().out
     assert (tmp_path / "model.safetensors").is_file()
@@ -78,7 +78,7 @@ def test_the_command_line_takes_its_settings(
 def test_both_losses_fall_on_a_batch_seen_often() -> None:
     model = tiny()
     reader = train.PatchReader(32)
-    batch = collate([Scenes("train", 4)[index] for index in range(4)])
+    batch = collate([SceneDataset("train", 4)[index] for index in range(4)])
     optimiser = torch.optim.AdamW([*model.parameters(), *reader.parameters()], lr=3e-3)
     history = []
     for _ in range(20):

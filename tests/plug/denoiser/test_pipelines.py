@@ -23,7 +23,7 @@ from tests.hosts import denoisers
 from tests.plug.denoiser.test_apply import marks
 from turbovlm import MergeRestore
 from turbovlm.errors import AlreadyApplied, ConfigError, NotApplied, UnknownArchitecture
-from turbovlm.lab import painter
+from turbovlm_lab import painter
 
 PROMPT = "a large red circle at the top left, a small blue star at the centre"
 SOME = MergeRestore(ratio=0.4)
@@ -33,7 +33,7 @@ SOME = MergeRestore(ratio=0.4)
 def pipe() -> Any:
     """The untrained painter: every part of Stable Diffusion, small."""
     torch.manual_seed(0)
-    pipe = painter.build()
+    pipe = painter.build_painter()
     denoisers.wild(pipe.unet)
     pipe.set_progress_bar_config(disable=True)
     return pipe

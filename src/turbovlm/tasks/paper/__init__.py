@@ -1,1 +1,0 @@
-"""The paper's FLOPs columns: its rows as a table, the models that they counted, and the count."""

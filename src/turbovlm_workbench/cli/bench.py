@@ -1,0 +1,103 @@
+"""``turbovlm bench``: how much faster, at what cost, with which setting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from turbovlm_workbench.cli.arguments import Beams, Device, Dtype, Weights, names, whole_numbers
+
+
+def bench_command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="timm:NAME, torchvision:NAME, open_clip:NAME, a local folder, or a hub id of "
+            "transformers.",
+            metavar="MODEL",
+        ),
+    ],
+    images: Annotated[
+        Path, typer.Option(help="Folder of images, searched with its subfolders.", metavar="DIR")
+    ],
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Table with the columns file and label (0, 1, ...).", metavar="CSV"),
+    ] = None,
+    r: Annotated[
+        str, typer.Option("--r", help="Tokens removed in every block.", metavar="INT...")
+    ] = "4 8 12 16",
+    method: Annotated[
+        str,
+        typer.Option(help="turbo, redundancy, semantics, random.", metavar="NAME..."),
+    ] = "turbo",
+    alpha: Annotated[
+        float | None, typer.Option(help="Weight of the semantic value in turbo.")
+    ] = None,
+    collapse: Annotated[
+        bool,
+        typer.Option(
+            "--collapse",
+            help="After the last attention only cls and one token go on: exact where cls alone is "
+            "read.",
+        ),
+    ] = False,
+    weights: Weights = None,
+    beams: Beams = 3,
+    fused: Annotated[
+        bool, typer.Option("--fused", help="Fuse BLIP's attention too, as a row of its own.")
+    ] = False,
+    batch: Annotated[int, typer.Option(help="Images per call.")] = 32,
+    device: Device = None,
+    dtype: Dtype = "fp32",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="torch.compile both sides of every ratio.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(help="Interleaved timing rounds.")] = 10,
+    json: Annotated[
+        Path | None, typer.Option(help="Write the results as JSON.", metavar="FILE")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page with plot and merge maps.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Measure speed and quality of every setting against the unmerged model.
+
+    Example:
+
+      turbovlm bench timm:vit_base_patch16_224 --images photos --r 8 12 16
+    """
+    from turbovlm.errors import require
+    from turbovlm_workbench.cli.output import check_writable, progress_bar, show, write_json
+    from turbovlm_workbench.compare import bench as benching
+    from turbovlm_workbench.compare.samples import show_some
+    from turbovlm_workbench.compare.variants import merge_settings
+    from turbovlm_workbench.data.images import ImageFolder
+    from turbovlm_workbench.load.device import pick_device, pick_dtype
+    from turbovlm_workbench.load.models import load, with_labels
+
+    # Whatever can be wrong is found here, before the model is loaded and the long run begins.
+    merges = merge_settings(
+        whole_numbers(r, "--r"), names(method, "--method"), [alpha], collapse=collapse
+    )
+    place = pick_device(device)
+    plan = benching.BenchPlan(batch, place, pick_dtype(dtype, place), compiled, fused, rounds)
+    check_writable(json, "--json")
+    check_writable(html, "--html")
+    if html is not None:
+        require("matplotlib", "report")
+        require("jinja2", "report")
+    folder = ImageFolder.open(images, labels)
+    with progress_bar() as progress:
+        task = with_labels(load(model, weights, beams=beams), folder.labels)
+        report = benching.run_bench(task, folder, merges, plan, progress)
+        shown = None if html is None else show_some(task, folder, report)
+    write_json(report, json)
+    show(report)
+    if html is not None and shown is not None:
+        from turbovlm_workbench.report.page import bench_page
+
+        html.write_text(bench_page(report, *shown, title=f"turbovlm on {model}"), encoding="utf-8")
+        print(f"page: {html}")

@@ -1,0 +1,123 @@
+"""``turbovlm eval``: quality on labelled data, with predictions on disk and runs that resume."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from turbovlm.config import Merge
+from turbovlm.errors import ConfigError
+from turbovlm_workbench.cli.arguments import MODEL_HELP, Beams, Device, Dtype, Weights
+
+
+def eval_command(
+    task: Annotated[
+        str,
+        typer.Argument(
+            help="classification, retrieval, captioning, vqa, nlvr2 or agreement; generation has "
+            "options of its own: turbovlm eval generation --help.",
+            metavar="TASK",
+        ),
+    ],
+    model: Annotated[str, typer.Option(help=MODEL_HELP + " lab:NAME for a built-in one.")],
+    data: Annotated[
+        Path,
+        typer.Option(help="The examples, in one of the task's usual layouts.", metavar="PATH"),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for predictions, scores and result; a killed run goes on there.",
+            metavar="DIR",
+        ),
+    ],
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the images (default: beside the data).", metavar="DIR"),
+    ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="Annotations of VQA questions, where they are apart.", metavar="FILE"),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of a Karpathy file.")] = "test",
+    weights: Weights = None,
+    r: Annotated[
+        int | None,
+        # torchrun takes --r for one of its own options, wherever it stands
+        typer.Option("--r", "-r", help="Tokens removed in every block (default: none)."),
+    ] = None,
+    method: Annotated[str, typer.Option(help="turbo, redundancy, semantics, random.")] = "turbo",
+    alpha: Annotated[
+        float | None, typer.Option(help="Weight of the semantic value in turbo.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A saved setting, instead of --r.", metavar="FILE")
+    ] = None,
+    beams: Beams = 3,
+    top: Annotated[int, typer.Option(help="Candidates that a matching head ranks anew.")] = 128,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many examples.")] = None,
+    batch: Annotated[int, typer.Option(help="Examples per call.")] = 32,
+    device: Device = None,
+    dtype: Dtype = "fp32",
+    workers: Annotated[int, typer.Option(help="Processes that load images.")] = 0,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="--out of a run on the same data: show the difference.", metavar="DIR"),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Score a model, merged or not, on labelled data.
+
+    Examples:
+
+      turbovlm eval captioning --model Salesforce/blip-image-captioning-base
+      --data dataset_coco.json --images coco --r 16 --out runs/r16
+
+      accelerate launch -m turbovlm eval vqa --model ... --data ... --out runs/vqa
+    """
+    from turbovlm_workbench.cli.output import print_json, print_parts, progress_bar
+    from turbovlm_workbench.load.device import pick_device, pick_dtype
+    from turbovlm_workbench.report.evaluation import broken, evaluation_table, heading
+    from turbovlm_workbench.run.processes import join_processes
+    from turbovlm_workbench.run.result import difference
+    from turbovlm_workbench.run.runner import SCORES, RunPlan, run_task
+    from turbovlm_workbench.tasks.evaluate.build import Request, build
+
+    merge = _setting(r, method, alpha, config)
+    request = Request(model, data, images, answers, split, weights, beams, top, limit)
+    processes = join_processes(pick_device(device))
+    file = None if weights is None else weights.name
+    asked = {"beams": beams, "top": top, "dtype": dtype, "weights": file}
+    plan = RunPlan(out, processes, batch, pick_dtype(dtype, processes.device), workers, asked)
+    with progress_bar() if processes.leads else nullcontext(_silent) as progress:
+        evaluation = build(task, request)
+        done = run_task(evaluation, merge, plan, progress)
+    if done is None:
+        return
+    gaps = None if against is None else difference(out / SCORES, against / SCORES)
+    if json:
+        print_json(done if gaps is None else {**done, "difference": gaps})
+        return
+    shown = evaluation_table(evaluation.measures, done, gaps)
+    print_parts(heading(done), shown, *broken(done), f"predictions: {out}")
+
+
+def _setting(r: int | None, method: str, alpha: float | None, config: Path | None) -> Merge | None:
+    """What to merge; None where neither --r nor --config asks for it."""
+    if config is not None:
+        if r is not None or alpha is not None:
+            raise ConfigError("--config is a whole setting: leave --r and --alpha out")
+        return Merge.load(config)
+    if r is None:
+        if alpha is not None:
+            raise ConfigError("--alpha needs --r: nothing is merged without it")
+        return None
+    weight = {} if alpha is None else {"alpha": alpha}
+    return Merge.from_dict({"r": r, "method": method, **weight})
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    pass

@@ -1,0 +1,101 @@
+"""``turbovlm sweep``: every combination of settings, and the front of speed and quality."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from turbovlm_workbench.cli.arguments import (
+    MODEL_HELP,
+    Beams,
+    Device,
+    Dtype,
+    Weights,
+    names,
+    numbers,
+    whole_numbers,
+)
+
+
+def sweep_command(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL")],
+    images: Annotated[
+        Path, typer.Option(help="Folder of images, searched with its subfolders.", metavar="DIR")
+    ],
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Table with the columns file and label (0, 1, ...).", metavar="CSV"),
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="turbo, redundancy, semantics, random.", metavar="NAME...")
+    ] = "turbo redundancy",
+    r: Annotated[
+        str, typer.Option("--r", help="Tokens removed in every block.", metavar="INT...")
+    ] = "4 8 12 16",
+    alpha: Annotated[
+        str | None,
+        typer.Option(help="Weights of the semantic value in turbo.", metavar="NUMBER..."),
+    ] = None,
+    inflection: Annotated[
+        str,
+        typer.Option(
+            help="Shapes of the schedule: -1 merges early, 0 evenly, 1 late.", metavar="NUMBER..."
+        ),
+    ] = "0",
+    weights: Weights = None,
+    beams: Beams = 3,
+    fused: Annotated[
+        bool, typer.Option("--fused", help="Fuse BLIP's attention too, as a row of its own.")
+    ] = False,
+    batch: Annotated[int, typer.Option(help="Images per call.")] = 32,
+    device: Device = None,
+    dtype: Dtype = "fp32",
+    rounds: Annotated[int, typer.Option(help="Interleaved timing rounds.")] = 10,
+    json: Annotated[
+        Path | None, typer.Option(help="Write the results as JSON.", metavar="FILE")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the front: a .svg or .png file.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Measure all combinations of settings and mark those that no other one beats.
+
+    Example:
+
+      turbovlm sweep timm:vit_base_patch16_224 --images photos --r 8 12 16 --alpha 1 2 6
+    """
+    import json as text
+
+    from turbovlm.errors import ConfigError, require
+    from turbovlm_workbench.cli.output import check_writable, print_parts, progress_bar
+    from turbovlm_workbench.compare import bench
+    from turbovlm_workbench.compare.sweep import Sweep
+    from turbovlm_workbench.compare.variants import merge_settings
+    from turbovlm_workbench.data.images import ImageFolder
+    from turbovlm_workbench.load.device import pick_device, pick_dtype
+    from turbovlm_workbench.load.models import load, with_labels
+    from turbovlm_workbench.report.sweep import KINDS, draw_sweep, sweep_lines, sweep_table
+
+    weighed = [None] if alpha is None else numbers(alpha, "--alpha")
+    shapes = numbers(inflection, "--inflection")
+    merges = merge_settings(whole_numbers(r, "--r"), names(method, "--method"), weighed, shapes)
+    place = pick_device(device)
+    plan = bench.BenchPlan(batch, place, pick_dtype(dtype, place), fused=fused, rounds=rounds)
+    check_writable(json, "--json")
+    check_writable(plot, "--plot")
+    if plot is not None:
+        if plot.suffix.lower() not in KINDS:
+            raise ConfigError(f"--plot {plot} must end in {' or '.join(KINDS)}")
+        require("matplotlib", "report")
+    folder = ImageFolder.open(images, labels)
+    with progress_bar() as progress:
+        task = with_labels(load(model, weights, beams=beams), folder.labels)
+        found = Sweep.of(bench.run_bench(task, folder, merges, plan, progress))
+    if json is not None:
+        json.write_text(text.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
+    print_parts(sweep_table(found), "\n".join(sweep_lines(found)), found.report.advice)
+    if plot is not None:
+        draw_sweep(found, plot)
+        print(f"plot: {plot}")

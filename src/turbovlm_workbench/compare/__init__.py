@@ -1,0 +1,1 @@
+"""One model under several settings, side by side."""

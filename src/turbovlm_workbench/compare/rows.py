@@ -1,0 +1,114 @@
+"""The result of a bench: one frozen row per setting, and the report that holds them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from turbovlm.config import Merge
+from turbovlm.measure.speed import Ratio
+from turbovlm_workbench.tasks.base import Measure
+
+UNMERGED, FUSED = "unmerged", "unmerged, fused attention"
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One setting, measured.
+
+    Attributes:
+        name: e.g. ``"turbo r=8"``.
+        config: what is merged; None for an unmerged model.
+        fused: whether `turbovlm.fuse_attention` replaced the shipped attention.
+        baseline: name of the row that ``ideal`` and ``speedup`` refer to.
+        tokens: sequence length after the last block, prefix tokens included.
+        gflops: multiply-adds of one image in units of 10^9 (the paper's convention).
+        ideal: how many times fewer they are than the baseline's.
+        throughput: images a second, from the median time.
+        spread: distance between the quartiles of the time over its median.
+        speedup: measured, over the baseline; the median over interleaved rounds.
+        page_faults: minor page faults of one call: thousands mean that part of the time goes to
+            the system's allocator, which merging then saves too.
+        peak_mib: peak memory of one call above what was held before, in MiB; None where the
+            machine cannot tell.
+        quality: by the key of the measure, over all images; the loss is among them.
+    """
+
+    name: str
+    config: Merge | None
+    fused: bool
+    baseline: str
+    tokens: int
+    gflops: float
+    ideal: float
+    throughput: float
+    spread: float
+    speedup: Ratio
+    page_faults: float
+    peak_mib: float | None
+    quality: Mapping[str, float]
+
+    @property
+    def code(self) -> str:
+        """The line that switches the setting on: only what differs from the defaults."""
+        fields = {} if self.config is None else self.config.to_dict()
+        fields.pop("kind", None)
+        merge = ", ".join(f"{name}={value!r}" for name, value in fields.items())
+        model = "turbovlm.fuse_attention(model)" if self.fused else "model"
+        return f"turbovlm.apply({model}, turbovlm.Merge({merge}))"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        data["config"] = None if self.config is None else self.config.to_dict()
+        data["speedup"] = dataclasses.asdict(self.speedup)
+        data["quality"] = dict(self.quality)
+        return data
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """A finished bench.
+
+    Attributes:
+        model: the name it was loaded by.
+        task: kind of the task.
+        images: how many the quality columns rest on.
+        batch: images per timed call.
+        device: where it ran, e.g. ``"cpu"``.
+        dtype: number format, e.g. ``"fp32"``.
+        compiled: whether both sides ran under torch.compile.
+        rounds: interleaved rounds that were timed.
+        measures: the quality columns, in order.
+        loss: what settings are judged by, see `Task.loss`.
+        rows: the unmerged model first.
+        advice: one sentence.
+        advised: name of the row that it recommends, if any.
+        environment: the machine and the versions of the libraries.
+    """
+
+    model: str
+    task: str
+    images: int
+    batch: int
+    device: str
+    dtype: str
+    compiled: bool
+    rounds: int
+    measures: tuple[Measure, ...]
+    loss: Measure
+    rows: tuple[BenchRow, ...]
+    advice: str
+    advised: str | None
+    environment: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        data["measures"] = [dataclasses.asdict(measure) for measure in self.measures]
+        data["loss"] = dataclasses.asdict(self.loss)
+        data["rows"] = [row.to_dict() for row in self.rows]
+        data["environment"] = dict(self.environment)
+        return data

@@ -1,0 +1,100 @@
+"""A few images shown in full: the output with and without merging, and who was merged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import turbovlm
+from turbovlm.config import Merge
+from turbovlm.errors import ModelError
+from turbovlm_workbench.compare.rows import BenchReport
+from turbovlm_workbench.data.images import Images
+from turbovlm_workbench.tasks.base import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One image under one setting.
+
+    Attributes:
+        name: of the image.
+        picture: what the model saw, uint8 (H, W, 3).
+        unmerged: the unmerged model's output in words.
+        merged: the merged model's.
+        owner: for every patch, which token stands for it after the last block: int64 (h, w).
+        tokens: sequence length after the last block.
+    """
+
+    name: str
+    picture: NDArray[np.uint8]
+    unmerged: str
+    merged: str
+    owner: NDArray[np.int64]
+    tokens: int
+
+    @property
+    def same(self) -> bool:
+        """Whether merging left the output as it was."""
+        return self.unmerged == self.merged
+
+
+def show_some(
+    task: Task[Any], images: Images, report: BenchReport, number: int = 6
+) -> tuple[list[Sample], str]:
+    """Samples from all over ``images``, under the advised setting or else a middle one.
+
+    Returns:
+        The samples and the name of the setting.
+    """
+    merges = {row.name: row.config for row in report.rows if row.config is not None}
+    method = next(iter(merges.values())).method
+    first = [name for name, merge in merges.items() if merge.method == method]
+    name = report.advised or first[len(first) // 2]
+    number = min(number, len(images))
+    indices = [index * len(images) // number for index in range(number)]
+    return samples(task, images, indices, merges[name]), name
+
+
+def samples(task: Task[Any], images: Images, indices: Sequence[int], merge: Merge) -> list[Sample]:
+    """Run ``task.model`` with and without ``merge`` on a few images; the model is left as it was.
+
+    Raises:
+        ModelError: if the tokens do not form a grid over the image.
+        TurboError: whatever `turbovlm.apply` refuses.
+    """
+    pixels = task.pixels([images.image(index) for index in indices])
+    before = task.outputs(task.model, pixels)
+    with turbovlm.applied(task.model, merge) as run:
+        after = task.outputs(task.model, pixels)
+    trace = run.trace
+    owners = trace.representative().cpu().expand(len(pixels), -1)[:, trace.prefix_tokens :]
+    grid = _grid(owners.shape[1], *pixels.shape[2:])
+    words = zip(task.words(before), task.words(after), strict=True)
+    return [
+        Sample(
+            name=images.name(index),
+            picture=task.prepare.show(pixels[row]),
+            unmerged=unmerged,
+            merged=merged,
+            owner=owners[row].reshape(grid).numpy(),
+            tokens=trace.tokens[-1],
+        )
+        for row, (index, (unmerged, merged)) in enumerate(zip(indices, words, strict=True))
+    ]
+
+
+def _grid(patches: int, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of ``patches`` square patches on an image."""
+    rows = round(math.sqrt(patches * height / width))
+    columns = patches // max(rows, 1)
+    if rows * columns != patches:
+        raise ModelError(
+            f"{patches} tokens form no grid over {height} x {width} pixels: leave out --html"
+        )
+    return rows, columns

@@ -1,0 +1,132 @@
+"""The models of a bench: one per setting, all sharing the weights of the first."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+import turbovlm
+from turbovlm.config import Merge
+from turbovlm.errors import ModelError, NothingToPatch
+from turbovlm_workbench.compare.rows import FUSED, UNMERGED
+from turbovlm_workbench.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class BenchSetting:
+    """What one row of the table runs."""
+
+    name: str
+    model: nn.Module
+    config: Merge | None
+    fused: bool
+    baseline: str
+
+
+def merge_settings(
+    rs: Sequence[int],
+    methods: Sequence[Any],
+    alphas: Sequence[float | None] = (None,),
+    inflections: Sequence[float] = (0.0,),
+    *,
+    collapse: bool = False,
+) -> list[Merge]:
+    """Every combination, in the order of the arguments' last first, without repetitions.
+
+    Args:
+        rs: tokens removed per block.
+        methods: names, see `Merge`.
+        alphas: of the method that uses it, turbo; None keeps the default.
+        inflections: shapes of the schedule, see `Merge`.
+        collapse: of all of them, see `Merge`.
+
+    Raises:
+        ConfigError: for a value that `Merge` refuses.
+    """
+    merges = (
+        Merge(
+            r=r,
+            method=method,
+            alpha=alpha if method == "turbo" else None,
+            inflection=shape,
+            collapse=collapse,
+        )
+        for method in methods
+        for alpha in alphas
+        for shape in inflections
+        for r in rs
+    )
+    return list(dict.fromkeys(merges))
+
+
+def build_settings(
+    model: nn.Module, merges: Sequence[Merge], *, fused: bool = False
+) -> list[BenchSetting]:
+    """The unmerged model, with ``fused`` the same with fused attention, then each merge.
+
+    ``model`` itself stays untouched. All share its weights, so that a bench of twenty settings
+    needs the memory of one model, and timed rounds can go from one to the next at once.
+
+    Raises:
+        ModelError: if ``fused`` is asked of a model whose attention is fused already.
+        TurboError: whatever `turbovlm.apply` refuses.
+    """
+    if fused:
+        try:
+            turbovlm.fuse_attention(share_weights(model))
+        except NothingToPatch as error:
+            raise ModelError(
+                "--fused is for models that transformers ships without fused attention (BLIP): "
+                "leave it out, this model's attention is fused already"
+            ) from error
+    built = [BenchSetting(UNMERGED, share_weights(model), None, False, UNMERGED)]
+    if fused:
+        built.append(BenchSetting(FUSED, _fuse(share_weights(model)), None, True, UNMERGED))
+    baseline = built[-1].name
+    for merge in merges:
+        twin = _fuse(share_weights(model)) if fused else share_weights(model)
+        turbovlm.apply(twin, merge)
+        built.append(BenchSetting(merge_title(merge), twin, merge, fused, baseline))
+    return built
+
+
+def merge_title(merge: Merge) -> str:
+    """What to call a setting in a table: its method, and all that differs from the defaults."""
+    fields = merge.to_dict()
+    r = fields.pop("r", None)
+    if isinstance(r, list):  # only the blocks that merge, counted from 1
+        r = "+".join(f"{amount}@{block}" for block, amount in enumerate(r, 1) if amount) or 0
+    words = [merge.method] if r is None else [merge.method, f"r={r}"]
+    return " ".join(words + [f"{k}={v}" for k, v in fields.items() if k not in ("kind", "method")])
+
+
+def same_operations(merge: Merge | None) -> Merge | None:
+    """A setting of the same operations: the value of alpha changes who is merged, not how many.
+
+    An alpha of 0 is a setting of its own, as it saves the guide's row.
+    """
+    return replace(merge, alpha=None) if merge is not None and merge.alpha else merge
+
+
+def share_weights(model: nn.Module) -> nn.Module:
+    """A copy with modules of its own and the same parameters and buffers."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})
+
+
+def compile_all(task: Task[Any], built: Sequence[BenchSetting]) -> None:
+    """Compile the encoder of every setting as one graph, at its first call."""
+    # Dynamo counts recompilations per line of code, and all settings run the same code.
+    limit = 4 * (len(built) + 1)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
+    for setting in built:
+        task.encoder(setting.model).compile(fullgraph=True, dynamic=False)
+
+
+def _fuse(model: nn.Module) -> nn.Module:
+    return turbovlm.fuse_attention(model)

@@ -1,0 +1,101 @@
+"""The built-in models by name: the one place where the workbench reaches for the lab."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from turbovlm.errors import ConfigError, MissingExtra, ModelError
+from turbovlm_workbench.load.prepare import processor_prepare
+from turbovlm_workbench.tasks.caption import Caption
+
+LAB = "turbovlm_lab"
+
+
+class MissingLab(MissingExtra):
+    """The built-in models were asked for and are not installed."""
+
+    def __init__(self) -> None:
+        ImportError.__init__(
+            self,
+            "the built-in models are a package of their own, turbovlm-lab, which is not installed: "
+            "pip install ./lab in a clone of turbovlm",
+        )
+        self.package, self.extra = "turbovlm-lab", "lab"
+
+
+def require_lab() -> None:
+    """Ask for the lab before it is imported.
+
+    Raises:
+        MissingLab: if it is not installed.
+    """
+    if importlib.util.find_spec(LAB) is None:
+        raise MissingLab
+
+
+def lab_captioner(name: str, weights: Path | None, *, beams: int = 1) -> Caption:
+    """The built-in captioner.
+
+    Raises:
+        ModelError: for another name, or if the lab came without its weights.
+        ConfigError: for weights of one's own.
+        MissingExtra: if the lab or transformers is not installed.
+    """
+    if name != "captioner":
+        raise ModelError(
+            f"lab:{name} writes no captions: lab:captioner does; turbovlm eval knows lab:vqa, "
+            "lab:retrieval and lab:nlvr"
+        )
+    if weights is not None:
+        raise ConfigError("lab:captioner brings its own weights: leave --weights out")
+    require_lab()
+    from turbovlm_lab import captioner
+
+    model, processor = captioner.load_captioner()
+    return Caption(
+        model,
+        processor_prepare(processor.image_processor),
+        "lab:captioner",
+        decode=lambda ids: processor.batch_decode(ids, skip_special_tokens=True),
+        options={"max_new_tokens": captioner.CAPTION_TOKENS, "num_beams": beams},
+    )
+
+
+def lab_head(name: str) -> tuple[Any, Any]:
+    """A built-in model that answers, matches or judges, and its processor: ``vqa``, ``nlvr``, ...
+
+    Raises:
+        ModelError: for another name, or if the lab came without its weights.
+        MissingExtra: if the lab or transformers is not installed.
+    """
+    require_lab()
+    from turbovlm_lab import heads
+
+    return heads.load_head(name)
+
+
+def lab_painter() -> Any:
+    """The built-in painter, a small Stable Diffusion pipeline.
+
+    Raises:
+        ModelError: if the lab came without its weights.
+        MissingExtra: if the lab, diffusers or transformers is not installed.
+    """
+    require_lab()
+    from turbovlm_lab import painter
+
+    return painter.load_painter()
+
+
+def painter_defaults() -> tuple[int, float]:
+    """The steps and the guidance that the built-in painter was trained for.
+
+    Raises:
+        MissingExtra: if the lab is not installed.
+    """
+    require_lab()
+    from turbovlm_lab import painter
+
+    return painter.STEPS, painter.GUIDANCE

@@ -1,0 +1,82 @@
+"""A sweep for the terminal and as a picture: every setting, and the front that none beats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from turbovlm.errors import require
+from turbovlm_workbench.compare.sweep import Sweep
+from turbovlm_workbench.report.plot import STYLES, by_method, dress
+from turbovlm_workbench.report.table import bench_cells, bench_notes, headers
+
+KINDS = (".svg", ".png")
+INK = "#1c1f23"
+
+
+def sweep_table(sweep: Sweep) -> Table:
+    """All rows, the fastest first; those on the front are marked and bold."""
+    report = sweep.report
+    view = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("front", *headers(report), report.loss.title):
+        left = title in ("front", "setting")
+        view.add_column(title, justify="left" if left else "right", no_wrap=True)
+    for row in sweep.rows:
+        best = row.name in sweep.front
+        texts = ["*" if best else "", *bench_cells(report, row)]
+        texts.append(report.loss.text(row.quality["loss"]))
+        view.add_row(*(Text(text, style="bold green" if best else "") for text in texts))
+    return view
+
+
+def sweep_lines(sweep: Sweep) -> list[str]:
+    """What the table holds, one sentence each."""
+    report = sweep.report
+    return [
+        *bench_notes(report),
+        f"{report.loss.title}: {report.loss.about}.",
+        f"*: on the front of throughput and {report.loss.title}: no setting is faster and loses "
+        "less. Settings that differ in the value of alpha alone do the same work and share one "
+        "timing.",
+    ]
+
+
+def draw_sweep(sweep: Sweep, path: Path) -> None:
+    """The loss against the throughput of every setting, the front as a line, into a file.
+
+    Args:
+        sweep: a finished sweep.
+        path: ends in one of `KINDS`.
+
+    Raises:
+        MissingExtra: if matplotlib is not installed.
+    """
+    require("matplotlib", "report")
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    report = sweep.report
+    scale = 100 if report.loss.percent else 1
+    with matplotlib.rc_context({"svg.hashsalt": "turbovlm", "font.size": 11}):
+        figure = Figure(figsize=(8, 5), layout="constrained")
+        axes: Any = figure.subplots()
+        for method, rows in by_method(report).items():
+            colour, marker = STYLES[method]
+            x = [row.throughput for row in rows]
+            y = [scale * row.quality["loss"] for row in rows]
+            axes.scatter(x, y, color=colour, marker=marker, s=30, alpha=0.6, label=method)
+        best = [row for row in sweep.rows if row.name in sweep.front]
+        points = [(row.throughput, scale * row.quality["loss"]) for row in best]
+        axes.plot(*zip(*points, strict=True), color=INK, linewidth=1.2, label="front")
+        for point in dict.fromkeys(points):  # equal rows stand in one place
+            names = [row.name for row, at in zip(best, points, strict=True) if at == point]
+            text = "\n".join(names)
+            axes.annotate(text, point, (-5, 4), textcoords="offset points", ha="right", fontsize=8)
+        axes.set_xlabel(f"measured images per second, batch {report.batch}", color=INK)
+        dress(axes, report.loss, INK)
+        axes.legend(frameon=False, fontsize=9)
+        svg = path.suffix.lower() == ".svg"
+        figure.savefig(path, dpi=160, metadata={"Date": None} if svg else None)

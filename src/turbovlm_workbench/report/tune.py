@@ -1,0 +1,93 @@
+"""What tune found, for the terminal: the evaluations, the promise, and the line to use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.table import Table
+
+from turbovlm_workbench.tune.trials import Trial
+from turbovlm_workbench.tune.tune import Tuned
+
+STAGES = {
+    "collapse": "the last block",
+    "shape": "schedules",
+    "alpha": "semantic weight",
+    "ladder": "more and more",
+    "validation": "other images",
+}
+
+
+def tune_table(tuned: Tuned) -> Table:
+    """Every evaluation but the probes of single blocks, in order."""
+    view = Table(box=None, pad_edge=False, header_style="bold")
+    heads = ("stage", "setting", "images", "drift", tuned.loss.title, "±")
+    for title in heads + tuple(measure.title for measure in tuned.measures):
+        left = title in ("stage", "setting")
+        view.add_column(title, justify="left" if left else "right", no_wrap=not left)
+    last = None
+    for trial in tuned.trials:
+        if trial.stage not in STAGES:
+            continue
+        if last not in (None, trial.stage):
+            view.add_row()
+        view.add_row(
+            STAGES[trial.stage] if trial.stage != last else "",
+            trial.name,
+            str(trial.loss.images),
+            f"{trial.drift:.4f}",
+            tuned.loss.text(trial.loss.mean),
+            tuned.loss.text(trial.loss.error),
+            *(measure.text(trial.quality[measure.key]) for measure in tuned.measures),
+            style="bold green" if trial == tuned.chosen else "",
+        )
+        last = trial.stage
+    return view
+
+
+def tune_lines(tuned: Tuned, out: Path) -> list[str]:
+    """What was promised and measured, and what to do with it."""
+    held = max((t.loss.images for t in tuned.trials if t.stage == "validation"), default=0)
+    probes = sum(trial.stage == "block" for trial in tuned.trials)
+    said = [
+        f"{tuned.model}: {len(tuned.trials)} evaluations, {probes} of them of single blocks; speed "
+        f"on {tuned.device}, {tuned.dtype}, batch {tuned.batch}.",
+        f"{tuned.loss.title}: {tuned.loss.about}. Accepted is what keeps within {_promise(tuned)} "
+        "on images that were not searched with, by the 95 % bound of the mean.",
+    ]
+    if held and 1 / held > tuned.max_loss:
+        said.append(
+            f"One of the {held} images weighs {100 / held:.1f} %, more than the promise: give more."
+        )
+    return [*said, "", tune_verdict(tuned, out)]
+
+
+def tune_verdict(tuned: Tuned, out: Path) -> str:
+    """The result in a sentence or two."""
+    promise = _promise(tuned)
+    if tuned.chosen is not None and tuned.speedup is not None:
+        return (
+            f"{tuned.chosen.name}: {_speed(tuned)} the speed of the unmerged model, "
+            f"{_loss(tuned, tuned.chosen)}. Saved in {out}:\n"
+            f'turbovlm.apply(model, turbovlm.Merge.load("{out}"))'
+        )
+    if tuned.closest is None:
+        return f"Nothing is worth it: no setting keeps the promise of {promise}. Nothing was saved."
+    return (
+        f"Nothing is worth it: within {promise} the fastest setting, {tuned.closest.name}, has "
+        f"{_speed(tuned)} the speed of the unmerged model. Nothing was saved."
+    )
+
+
+def _promise(tuned: Tuned) -> str:
+    return f"{100 * tuned.max_loss:.3g} %"
+
+
+def _speed(tuned: Tuned) -> str:
+    speed = tuned.speedup
+    return "" if speed is None else f"{speed.value:.2f}x [{speed.low:.2f}, {speed.high:.2f}]"
+
+
+def _loss(tuned: Tuned, trial: Trial) -> str:
+    mean, error = (tuned.loss.text(value) for value in (trial.loss.mean, trial.loss.error))
+    return f"{tuned.loss.title} {mean} ± {error} on {trial.loss.images} other images"

@@ -1,0 +1,1 @@
+"""Evaluations that resume, on one process or several."""

@@ -1,0 +1,135 @@
+"""Records on disk: one JSON object a line, written batch by batch, read back after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from turbovlm.errors import InputError
+from turbovlm_workbench.tasks.evaluate.stage import Record
+
+SETTINGS = "settings.json"
+
+
+def claim(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Make ``folder`` the place of a run with ``settings``; a folder of the same run is taken up.
+
+    Raises:
+        InputError: if it holds anything else, which is left as it is.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        entries = {path.name for path in folder.iterdir()}
+    except OSError as error:
+        raise InputError(
+            f"cannot use the folder --out {folder} ({error.strerror}): choose another place"
+        ) from error
+    path = folder / SETTINGS
+    wanted = json.loads(json.dumps(settings))
+    if not entries:
+        replace(path, json.dumps(wanted, indent=2) + "\n")
+        return
+    if SETTINGS not in entries:
+        raise InputError(f"--out {folder} holds other files: choose an empty or a new folder")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON ({error}): choose another --out") from error
+    if found != wanted:
+        keys = sorted(set(found) | set(wanted))
+        other = [key for key in keys if found.get(key) != wanted.get(key)]
+        first = other[0]
+        raise InputError(
+            f"--out {folder} holds a run with another {', '.join(other)} ({first}: "
+            f"{found.get(first)!r} there, {wanted.get(first)!r} now): choose another --out, or "
+            "remove that folder to begin anew"
+        )
+
+
+def digest(examples: Iterable[Any]) -> str:
+    """A fingerprint of the examples, so that a run never goes on with other data."""
+    whole = hashlib.sha256()
+    for example in examples:
+        whole.update(json.dumps(example, sort_keys=True).encode() + b"\n")
+    return whole.hexdigest()[:16]
+
+
+class Records:
+    """The records of one stage: one file for each process while it runs, one in the end."""
+
+    def __init__(self, folder: Path, stage: str, rank: int = 0) -> None:
+        self.folder, self.stage = folder, stage
+        self.path = folder / f"{stage}.{rank}.part"
+        self.final = folder / f"{stage}.jsonl"
+
+    def read(self) -> dict[str, Record]:
+        """All records of this stage so far, by id; the last one of an id counts.
+
+        Raises:
+            InputError: for a line, other than a cut last one, that is no record.
+        """
+        found: dict[str, Record] = {}
+        for path in [self.final, *sorted(self.folder.glob(f"{self.stage}.*.part"))]:
+            if path.exists():
+                for record in _lines(path):
+                    found[record.pop("id")] = record
+        return found
+
+    def append(self, records: Mapping[str, Record]) -> None:
+        """Add the records of a batch; when this returns they survive a kill."""
+        text = "".join(
+            json.dumps({"id": key, **record}, ensure_ascii=False) + "\n"
+            for key, record in records.items()
+        )
+        _drop_cut_line(self.path)
+        with self.path.open("ab") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self, ids: Sequence[str]) -> dict[str, Record]:
+        """Write all records into one file in the order of ``ids``; the parts go."""
+        found = self.read()
+        ordered = {key: found[key] for key in ids}
+        lines = (json.dumps({"id": k, **r}, ensure_ascii=False) + "\n" for k, r in ordered.items())
+        replace(self.final, "".join(lines))
+        for part in self.folder.glob(f"{self.stage}.*.part"):
+            part.unlink()
+        return ordered
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file so that a kill leaves the old or the new one, never half."""
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def _drop_cut_line(path: Path) -> None:
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        whole = file.read()
+        if whole and not whole.endswith(b"\n"):
+            file.truncate(whole.rfind(b"\n") + 1)
+
+
+def _lines(path: Path) -> Iterable[Record]:
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    complete, _, _ = text.rpartition("\n")
+    lines = complete.split("\n") if complete else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict) or not isinstance(record.get("id"), str):
+                raise ValueError("no object with an id")
+        except ValueError as error:
+            raise InputError(
+                f"{path}, line {number} is no record ({error}): remove that line, and the run "
+                "predicts its example again"
+            ) from error
+        yield record

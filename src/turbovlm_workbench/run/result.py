@@ -1,0 +1,74 @@
+"""What a finished evaluation says, alone and against another run on the same examples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from turbovlm.config import Merge, MergeRestore
+from turbovlm.errors import InputError
+from turbovlm_workbench.metrics.intervals import interval
+from turbovlm_workbench.tasks.evaluate.stage import Evaluation, Scores
+
+Result = dict[str, Any]
+
+
+def result(
+    evaluation: Evaluation,
+    merge: Merge | MergeRestore | None,
+    scores: Scores,
+    broken: Mapping[str, str],
+    seconds: float,
+    examples: int,
+) -> Result:
+    """The result in JSON types: metrics, their 95 % bootstrap intervals, what was broken."""
+    low_high = {key: interval(list(values.values()))[1:] for key, values in scores.each.items()}
+    return {
+        "task": evaluation.kind,
+        "model": evaluation.name,
+        "merge": None if merge is None else merge.to_dict(),
+        "examples": len(evaluation.examples),
+        "broken": dict(broken),
+        "metrics": dict(scores.metrics),
+        **scores.notes,
+        "intervals": {key: list(ends) for key, ends in low_high.items()},
+        "examples_per_second": examples / seconds if seconds else None,
+    }
+
+
+def difference(here: Path, other: Path) -> dict[str, tuple[float, float, float]]:
+    """For every metric that is a mean: by how much ``here`` exceeds ``other``.
+
+    Args:
+        here: the file of scores of one run.
+        other: of a run on the same examples.
+
+    Returns:
+        Mean difference and its 95 % interval, by bootstrap over the examples that both scored.
+
+    Raises:
+        InputError: if a file cannot be read or the two share no example.
+    """
+    ours, theirs = _read(here), _read(other)
+    both = [key for key in ours if key in theirs]
+    if not both:
+        raise InputError(f"{other} scores none of these examples: compare runs on the same data")
+    found = {}
+    for metric in dict.fromkeys(metric for key in both for metric in ours[key]):
+        pairs = [(ours[k].get(metric), theirs[k].get(metric)) for k in both]
+        gaps = [a - b for a, b in pairs if a is not None and b is not None]
+        if gaps:
+            found[metric] = interval(gaps)
+    return found
+
+
+def _read(path: Path) -> dict[str, dict[str, float]]:
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        return {row.pop("id"): row for row in rows}
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"cannot read the scores in {path} ({error}): give the --out of a finished run"
+        ) from error

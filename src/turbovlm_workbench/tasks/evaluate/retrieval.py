@@ -1,0 +1,161 @@
+"""Retrieval: does an image find one of its captions, and a caption its image?
+
+Embeddings of both sides rank everything. A model with a matching head (BLIP, BLIP-2) then ranks the
+best ``top`` anew by matching score plus similarity, as those models were published.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from turbovlm.errors import ConfigError
+from turbovlm_workbench.data import Captioned
+from turbovlm_workbench.load.matching import MatchingModel
+from turbovlm_workbench.tasks.base import Measure
+from turbovlm_workbench.tasks.evaluate.stage import Evaluation, Record, Run, Scores, Stage, prepared
+
+RANKS = (1, 5, 10)
+TO_TEXT, TO_IMAGE = "image to text", "text to image"
+PAIRS = 64  # image-text pairs that the matching head sees at once
+MEASURES = tuple(
+    Measure(f"{short}_r{k}", f"{way} R@{k}", f"share of queries with a right one in the first {k}")
+    for short, way in (("i2t", TO_TEXT), ("t2i", TO_IMAGE))
+    for k in RANKS
+)
+
+
+class Retrieval(Evaluation):
+    """Recall at 1, 5 and 10, both ways.
+
+    Args:
+        matcher: a model that embeds images and texts.
+        examples: images with their captions.
+        top: candidates that a matching head ranks anew.
+
+    Raises:
+        ConfigError: if ``top`` is below 10, which R@10 needs.
+    """
+
+    kind = "retrieval"
+    measures = MEASURES
+
+    def __init__(
+        self, matcher: MatchingModel, examples: Sequence[Captioned], top: int = 128
+    ) -> None:
+        if top < RANKS[-1]:
+            raise ConfigError(f"--top must be at least {RANKS[-1]}, which R@10 needs, got {top}")
+        self.matcher, self.captioned, self.top = matcher, examples, top
+        self.name, self.model = matcher.name, matcher.model
+        self.examples = [[e.id, list(e.captions)] for e in examples]
+        self._paths = {e.id: e.image for e in examples}
+        self._features: dict[str, Tensor] = {}
+
+    def run(self) -> Run:
+        """Embeddings of the images, of the captions, then the ranking of every query."""
+        by_id = {e.id: e for e in self.captioned}
+        images = yield Stage(
+            "images",
+            list(by_id),
+            lambda index: prepared(self.matcher.prepare, self.captioned[index].image),
+            lambda pixels: _packed(self.matcher.see(self.batch(pixels))),
+        )
+        # captions of a broken image are no queries: their image cannot be found
+        text = {f"{key}#{n}": c for key in images for n, c in enumerate(by_id[key].captions)}
+        texts = list(text.values())
+        captions = yield Stage(
+            "captions", list(text), texts.__getitem__, lambda t: _packed(self.matcher.read(t))
+        )
+        ranking = _Ranking(self, _unpacked(images), _unpacked(captions), list(images), text)
+        queries = [("image", key) for key in images] + [("caption", key) for key in text]
+        names = [f"{side} {key}" for side, key in queries]
+        found = yield Stage("predictions", names, queries.__getitem__, ranking.records)
+        hits = {m.key: dict[str, float]() for m in MEASURES}
+        for (side, key), name in zip(queries, names, strict=True):
+            ranked = found[name]["ranked"]
+            own = key.rpartition("#")[0] if side == "caption" else key
+            owners = ranked if side == "caption" else [r.rpartition("#")[0] for r in ranked]
+            for k in RANKS:
+                way = "t2i" if side == "caption" else "i2t"
+                hits[f"{way}_r{k}"][name] = float(own in owners[:k])
+        return Scores({key: sum(v.values()) / len(v) for key, v in hits.items()}, hits)
+
+    def features(self, image: str) -> Tensor:
+        """What the matching head attends to of one image, (N, C); kept on the CPU."""
+        if image not in self._features:
+            pixels = self.batch([prepared(self.matcher.prepare, self._paths[image])])
+            self._features[image] = self.matcher.features(pixels)[0].cpu()
+        return self._features[image]
+
+
+class _Ranking:
+    """Ranks candidates for queries."""
+
+    def __init__(
+        self,
+        task: Retrieval,
+        images: Tensor,
+        captions: Tensor,
+        image_ids: Sequence[str],
+        text: Mapping[str, str],
+    ) -> None:
+        self.task, self.images, self.captions = task, images, captions
+        self.image_ids, self.caption_ids, self.text = list(image_ids), list(text), text
+        self.position = {
+            "image": {key: n for n, key in enumerate(self.image_ids)},
+            "caption": {key: n for n, key in enumerate(self.caption_ids)},
+        }
+
+    def records(self, queries: list[tuple[str, str]]) -> list[Record]:
+        """The best ten candidates of each query."""
+        return [{"ranked": self.ranked(side, key)} for side, key in queries]
+
+    def ranked(self, side: str, key: str) -> list[str]:
+        """Ids of the best ten candidates for the image or caption ``key``, the best first."""
+        matcher, at = self.task.matcher, self.position[side][key]
+        if side == "image":
+            scores = matcher.similarity(self.images[at : at + 1], self.captions)[0]
+            names = self.caption_ids
+        else:
+            scores = matcher.similarity(self.images, self.captions[at : at + 1])[:, 0]
+            names = self.image_ids
+        # stable: equal scores keep the order of the data on every machine
+        order = scores.sort(descending=True, stable=True).indices
+        if matcher.reranks:
+            order = order[: self.task.top]
+            pairs = [(key, names[n]) if side == "image" else (names[n], key) for n in order]
+            total = scores[order] + self._match(pairs)
+            order = order[total.sort(descending=True, stable=True).indices]
+        return [names[n] for n in order[: RANKS[-1]].tolist()]
+
+    def _match(self, pairs: list[tuple[str, str]]) -> Tensor:
+        """Scores of the matching head for pairs of an image and a caption."""
+        weight = next(self.task.model.parameters())
+        found = []
+        for start in range(0, len(pairs), PAIRS):
+            part = pairs[start : start + PAIRS]
+            features = torch.stack([self.task.features(image) for image, _ in part])
+            texts = [self.text[caption] for _, caption in part]
+            found.append(self.task.matcher.match(features.to(weight.device), texts).float().cpu())
+        return torch.cat(found)
+
+
+def _packed(embeddings: Tensor) -> list[Record]:
+    """Embeddings (B, ...) as text that loses nothing, a quarter as long as decimals."""
+    rows = embeddings.float().cpu().numpy()
+    return [
+        {"shape": list(row.shape), "float32": base64.b64encode(row.tobytes()).decode()}
+        for row in np.ascontiguousarray(rows)
+    ]
+
+
+def _unpacked(records: Mapping[str, Record]) -> Tensor:
+    rows = [
+        np.frombuffer(base64.b64decode(r["float32"]), np.float32).reshape(r["shape"])
+        for r in records.values()
+    ]
+    return torch.from_numpy(np.stack(rows))

@@ -76,7 +76,7 @@ class Bench:
         self.config = turbovlm.Merge.from_dict({"r": setting.r, "method": method})
         self.start = model.patch_embed.num_patches + model.num_prefix_tokens
         depth = len(model.blocks)
-        self.lengths = lengths(self.config, self.start, model.num_prefix_tokens, depth)
+        self.lengths = lengths(self.config.schedule, self.start, model.num_prefix_tokens, depth)
         self.open = ExitStack()
         # every compiled form is one entry for the same forward
         torch._dynamo.config.recompile_limit = 64

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from turbovlm.config import MergeRestore
 from turbovlm.maths.fold import Fold
 from turbovlm.measure import flops
-from turbovlm.plug.denoiser.state import Patch
+from turbovlm.plug.denoiser.state import DenoiserPatch
 from turbovlm_lab import painter
 from turbovlm_workbench.compare.variants import share_weights
 from turbovlm_workbench.paper.models import stable_diffusion
@@ -226,7 +226,11 @@ def shares(
 
 @contextmanager
 def _watched(watch: Stopwatch) -> Iterator[None]:
-    places = ((Patch, "fold", "match"), (Fold, "merge", "merge"), (Fold, "restore", "restore"))
+    places = (
+        (DenoiserPatch, "fold", "match"),
+        (Fold, "merge", "merge"),
+        (Fold, "restore", "restore"),
+    )
     before = [getattr(owner, name) for owner, name, _ in places]
     try:
         for (owner, name, label), function in zip(places, before, strict=True):

@@ -38,10 +38,7 @@ class Run:
             NotApplied: if a part has not run since recording began, or none leaves such records.
         """
         found = [recorder.found() for recorder in self._recorders]
-        if kind is None:
-            wanted = found
-        else:
-            wanted = [r for r in found if isinstance(r, kind)]
+        wanted = found if kind is None else [r for r in found if isinstance(r, kind)]
         if not wanted and any(record is not None for record in found):
             raise NotApplied("this model records no such thing: read run.records()")
         if not wanted or any(record is None for record in wanted):
@@ -91,7 +88,7 @@ def apply(model: Model, *configs: Setting | None) -> Model:
         UnsuitableBlock: its blocks cannot be split (parallel branches, windows, a causal
             decoder), or the halves do not add up to the whole.
         UnseenAttention: its attention kernel hides the keys.
-        AlreadyApplied: it is patched already.
+        AlreadyApplied: it is patched already, with another setting.
         ConfigError: the setting does not fit, or there is none.
         In every case the model is as it was.
     """

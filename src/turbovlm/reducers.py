@@ -51,7 +51,7 @@ def setting_of(told: dict[str, object]) -> Setting:
 
 def _plan_merge(model: object, config: Merge) -> list[encoder.Swap]:
     parts = parts_of(model)
-    if any(denoiser.denoisers(part, hosts.denoisers()) for part in parts):
+    if any(denoiser.find_denoisers(part, hosts.denoisers()) for part in parts):
         raise ConfigError(
             "a denoiser needs its pixels back: turbovlm.apply(pipe, "
             "turbovlm.MergeRestore(ratio=0.3))"
@@ -60,11 +60,11 @@ def _plan_merge(model: object, config: Merge) -> list[encoder.Swap]:
         raise UnknownArchitecture(
             f"turbovlm.Merge is for encoders: give it a model, not a {type(model).__name__}"
         )
-    return encoder.plan_swaps(parts[0], config, hosts.rows(), hosts.REFUSALS)
+    return encoder.merge_swaps(parts[0], config, hosts.rows(), hosts.REFUSALS)
 
 
 def _plan_restore(model: object, config: MergeRestore) -> list[encoder.Swap]:
-    return denoiser.plan_swaps(model, config, hosts.denoisers())
+    return denoiser.restore_swaps(model, config, hosts.denoisers())
 
 
 register_reducer(Reducer(Merge, _plan_merge))

@@ -4,6 +4,7 @@ The children of a block come under few sets of names; what differs is what reads
 positions are given back unless a reader is known to do with fewer.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from turbovlm.plug.encoder.row import Reads, Row
@@ -19,9 +20,23 @@ def _readers(package: str, reads: Reads, *names: str) -> dict[str, Reads]:
     return {f"transformers.models.{package}.modeling_{package}.{name}": reads for name in names}
 
 
-def _row(package: str, block: str, tower: str, **fields: Any) -> Row:
+_AROUND: dict[str, Reads] = {  # models that take any of these encoders
+    **_readers("vision_encoder_decoder", "tokens", "VisionEncoderDecoderModel"),
+    **_readers("vision_text_dual_encoder", "pooled", "VisionTextDualEncoderModel"),
+}
+
+
+def _row(
+    package: str, block: str, tower: str, *, readers: Mapping[str, Reads] = {}, **fields: Any
+) -> Row:
     path = f"transformers.models.{package}.modeling_{package}"
-    return Row(f"{path}.{block}", (f"{path}.{tower}",), mask="attention_mask", **fields)
+    return Row(
+        f"{path}.{block}",
+        (f"{path}.{tower}",),
+        readers={**_AROUND, **readers},
+        mask="attention_mask",
+        **fields,
+    )
 
 
 ROWS = (

@@ -1,4 +1,4 @@
-"""Bipartite matching: which tokens go, and into which ones (paper section 3.3, supplementary 1.1)."""
+"""Bipartite matching: which tokens go, and into which ones (section 3.3, supplementary 1.1)."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Sets(Protocol):
 
 @dataclass(frozen=True)
 class EvenOdd:
-    """Even positions of the whole sequence are sources, odd ones destinations (METHOD, section 3.3).
+    """Even positions of the whole sequence are sources, odd ones destinations (section 3.3).
 
     Prefix tokens are counted but belong to neither set, so they are never merged nor changed.
     """

@@ -86,9 +86,9 @@ class Attention(TorchFunctionMode):
             return self._packed(*args, **kwargs)
         if func in _SOFTMAX:
             return self._eager(func, args[0], *args[1:], **kwargs)
-        if self.look is not None and func in _PRODUCTS and self.metric is None:
-            if args[0].dim() == 4:  # eager: the first product is q k^T
-                self._keep(args[0], args[1].transpose(-1, -2))
+        first = self.look is not None and self.metric is None and func in _PRODUCTS
+        if first and args[0].dim() == 4:  # eager: the first product is q k^T
+            self._keep(args[0], args[1].transpose(-1, -2))
         return func(*args, **kwargs)
 
     def _keep(self, query: Tensor, key: Tensor) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from turbovlm.errors import AlreadyApplied, NotApplied, NothingToPatch
-from turbovlm.plug.encoder.row import is_named
+from turbovlm.plug.names import is_named
 from turbovlm.plug.swap import Swap, install, plain_class, site_of, uninstall
 
 ATTENTION = "transformers.models.blip.modeling_blip.BlipAttention"
@@ -23,7 +23,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass(frozen=True)
 class FuseSite:
-    """A fused attention: the class it had. It belongs to no patch, so `turbovlm.remove` leaves it."""
+    """A fused attention and the class it had; without a patch, `turbovlm.remove` leaves it."""
 
     host: type[nn.Module]
     patch: None = None

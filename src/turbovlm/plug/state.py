@@ -13,6 +13,7 @@ from typing import Any, Generic, Self, TypeVar
 import torch
 from torch import Tensor
 
+from turbovlm.config import Setting
 from turbovlm.plug.torch_private import StorageWeakRef, storage_of
 
 Call = TypeVar("Call")
@@ -77,13 +78,15 @@ class Patch(Generic[Call, Entry]):
     """One patched part of a model: the call that each thread runs, and what is recorded of it.
 
     Attributes:
+        config: the setting that was applied.
         recorders: those who want a record of each forward.
         traced_record: what a compiled forward recorded last.
         traced: the call that a compiler traces, or that compiled parts of a model read.
         memory: for gradient checkpointing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, config: Setting) -> None:
+        self.config = config
         self._fresh()
 
     def _fresh(self) -> None:

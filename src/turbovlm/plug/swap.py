@@ -67,12 +67,15 @@ def parameters_of(function: Callable[..., Any]) -> tuple[str, ...]:
 def install(swaps: Sequence[Swap]) -> None:
     """All of them, or none: on any error every module is as it was.
 
-    Parameters and names stay, so `state_dict` and `named_modules` are the host's.
+    Parameters and names stay, so `state_dict` and `named_modules` are the host's. Where all are
+    in place already, with the same setting, nothing is left to do.
 
     Raises:
-        AlreadyApplied: if one is swapped already.
+        AlreadyApplied: if some are swapped already, or with another setting.
         UnsuitableBlock: if something replaced a module's forward, so that a swap has no effect.
     """
+    if swaps and all(_is_same(swap) for swap in swaps):
+        return
     for swap in swaps:
         if site_of(swap.module) is not None:
             raise AlreadyApplied("this model is patched already: turbovlm.remove(model) first")
@@ -112,6 +115,14 @@ def _turbo_class(
     }
     body |= {name: _entry(name, getattr(host, name)) for name in entries if hasattr(host, name)}
     return type(host.__name__, (mixin, host), body)
+
+
+def _is_same(swap: Swap) -> bool:
+    """Whether the module is patched already, with an equal setting."""
+    site = site_of(swap.module)
+    if site is None or site.patch is None or swap.site.patch is None:
+        return False
+    return site.patch.config == swap.site.patch.config
 
 
 def _entry(name: str, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,15 +10,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from turbovlm import hosts
-from turbovlm.api import recording, remove
+from turbovlm.api import applied
 from turbovlm.config import Merge
 from turbovlm.errors import TurboError
 from turbovlm.maths.schedule import check_depth
 from turbovlm.measure.flops import flops
-from turbovlm.plug.encoder.apply import apply_rows, rehearse, restored_after
+from turbovlm.plug.encoder.apply import rehearse
 from turbovlm.plug.encoder.draft import draft
 from turbovlm.plug.encoder.find import Tower, survey
 from turbovlm.plug.encoder.row import Row
@@ -37,7 +35,7 @@ class TowerCheck:
         modality: ``"image"``, ``"text"`` or ``"audio"``.
         prefix_tokens: leading tokens that are never merged.
         guide: whose attention is the semantic value.
-        restored: blocks (from 1) after which all positions are put back.
+        reads: what reads its output, see `turbovlm.plug.encoder.row.Reads`.
         patched: whether `apply` on the whole model merges here; a text tower beside an image
             tower is patched only when it is given itself.
         problem: what the self-check found; None where the halves equal the whole.
@@ -52,7 +50,7 @@ class TowerCheck:
     modality: str
     prefix_tokens: int
     guide: str
-    restored: tuple[int, ...]
+    reads: str
     patched: bool
     problem: str | None
     start: int | None = None
@@ -108,7 +106,7 @@ def check_model(on_meta: Skeleton, config: Merge) -> Check:
     """
     model = on_meta.model
     found = survey(model, hosts.rows(), hosts.REFUSALS)
-    towers = tuple(_examine(model, t, config, t in found.patched) for t in found.towers)
+    towers = tuple(_examine(t, config, t in found.patched) for t in found.towers)
     if not towers:
         suggested = None if found.reasons else draft(model)
         problem = None if suggested is None else _problem(suggested, config)
@@ -118,20 +116,16 @@ def check_model(on_meta: Skeleton, config: Merge) -> Check:
     if not result.fits or not on_meta.inputs:
         return result
     base = flops(model, on_meta.inputs)
-    apply_rows(model, config, hosts.rows())
-    try:
-        with recording(model) as run:
-            merged = flops(model, on_meta.inputs)
-            traces = iter(run.traces)
-    finally:
-        remove(model)
+    with applied(model, config) as run:
+        merged = flops(model, on_meta.inputs)
+        traces = iter(run.traces)
     seen = tuple(_traced(t, next(traces)) if t.patched else t for t in towers)
     return dataclasses.replace(result, towers=seen, gflops=(base.gflops, merged.gflops))
 
 
-def _examine(model: nn.Module, tower: Tower, config: Merge, patched: bool) -> TowerCheck:
+def _examine(tower: Tower, config: Merge, patched: bool) -> TowerCheck:
     if patched:
-        check_depth(config, len(tower.blocks))
+        check_depth(config.schedule, len(tower.blocks))
     row = tower.row
     return TowerCheck(
         name=tower.name,
@@ -141,7 +135,7 @@ def _examine(model: nn.Module, tower: Tower, config: Merge, patched: bool) -> To
         modality=row.modality,
         prefix_tokens=row.prefix_of(tower.module),
         guide=row.guide_of(tower.module),
-        restored=tuple(sorted(layer + 1 for layer in restored_after(model, tower))),
+        reads=tower.reads,
         patched=patched,
         problem=_problem(tower, config),
     )

@@ -97,6 +97,7 @@ class MiniGPTv2ForConditionalGeneration(PreTrainedModel):
 
     config: MiniGPTv2Config
     config_class = MiniGPTv2Config
+    turbovlm_reads = "tokens"  # joined by four and handed to the language model
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
@@ -211,7 +212,9 @@ class MiniGPTv2ForConditionalGeneration(PreTrainedModel):
         Raises:
             ConfigError: naming the tokens left and the nearest settings that fit.
         """
-        check_depth(config, self.config.vision_config.num_hidden_layers)
+        if config.speedup is not None:
+            raise ConfigError("MiniGPT-v2 joins four tokens into one: give r in place of speedup")
+        check_depth(config.schedule, self.config.vision_config.num_hidden_layers)
         left, join = self._patch_tokens_left(config), self.config.join
         if left % join:
             raise ConfigError(
@@ -222,7 +225,7 @@ class MiniGPTv2ForConditionalGeneration(PreTrainedModel):
 
     def _patch_tokens_left(self, config: Merge) -> int:
         depth = self.config.vision_config.num_hidden_layers
-        return lengths(config, self.config.patch_tokens + 1, prefix=1, depth=depth)[-1] - 1
+        return lengths(config.schedule, self.config.patch_tokens + 1, prefix=1, depth=depth)[-1] - 1
 
     def _fixes(self, config: Merge, left: int) -> Iterator[str]:
         """The nearest settings that fit: by ``r``, and by the floor where ``r`` is not one int."""
@@ -236,7 +239,7 @@ class MiniGPTv2ForConditionalGeneration(PreTrainedModel):
         if not isinstance(r, int) or config.min_tokens:
             # one floor fits always: merging passed this length on its way down to `left`
             floor = f"min_tokens={left - left % join + join + 1}"
-            yield floor + (", floor_rule='clamp'" if config.floor_rule == "paper" else "")
+            yield floor + (" without the paper's preset" if config.preset is not None else "")
 
     def _nearest(
         self, config: Merge, r: int, place: Callable[[int], Any], named: str

@@ -146,6 +146,7 @@ class BlipForNlvr(PreTrainedModel):
     """
 
     config_class = NlvrConfig
+    turbovlm_reads = "tokens"  # by cross-attention
     config: NlvrConfig
     base_model_prefix = "blip_nlvr"
     main_input_name = "pixel_values"

@@ -33,9 +33,8 @@ def _tower(tower: TowerCheck) -> str:
         f"guide {tower.guide}",
         f"self-check {'passed' if tower.problem is None else 'FAILED'}",
     ]
-    if tower.restored:
-        blocks = ", ".join(map(str, tower.restored))
-        facts.append(f"all positions restored after block {blocks}")
+    if tower.reads in ("all", "pooled"):
+        facts.append(f"all positions restored after block {tower.blocks}")
     if not tower.patched:
         facts.append("patched only when this tower itself is given to apply")
     rows = [title, "  " + "; ".join(facts)]
@@ -63,7 +62,7 @@ def _way_out(check: Check) -> str:
         f"not supported yet: no row describes it. Its blocks suggest one; {verdict}.\n\n"
         f"{draft_lines(check.row)}\n\n"
         "Say what only a person knows: prefix (cls, registers), guide ('cls' where there is one), "
-        "restore (False where only cls is read), follow (rotary tables). See CONTRIBUTING.md."
+        "reads ('cls' where only cls is read), follow (rotary tables). See CONTRIBUTING.md."
     )
 
 
@@ -72,5 +71,5 @@ def draft_lines(row: Row) -> str:
     return (
         f"turbovlm.register(turbovlm.Row(\n    block={row.block!r},\n    towers={row.towers!r},\n"
         f"    attention={row.attention!r},\n    mlp={row.mlp!r},\n    prefix={row.prefix!r},\n"
-        f"    guide={row.guide!r},\n    restore={row.restore!r},\n))"
+        f"    guide={row.guide!r},\n    reads={row.reads!r},\n))"
     )

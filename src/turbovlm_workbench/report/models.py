@@ -104,9 +104,18 @@ def _cells(row: Row) -> list[str]:
         row.modality,
         " + ".join(str(part).rsplit(".", 1)[-1] for part in prefix),
         "cls, else mean" if row.cls else row.guide,
-        "by its pooling" if row.pool else "restored" if row.restore else "short",
+        _kept(row),
         row.example,
     ]
+
+
+def _kept(row: Row) -> str:
+    """Who gets fewer tokens; everybody else gets every position."""
+    own = {"cls": "its own forward", "tokens": "its own forward"}.get(row.reads)
+    readers = [_short(n) for n, reads in row.readers.items() if reads in ("cls", "tokens")]
+    if row.pool:
+        own = "its own forward, pooling by cls"
+    return ", ".join(filter(None, (own, *readers))) or "none"
 
 
 def _denoiser(row: Denoiser) -> list[str]:

@@ -38,7 +38,7 @@ def test_a_supported_model_says_what_would_be_merged() -> None:
     (tower,) = found.towers
     assert found.fits
     assert (tower.start, tower.tokens) == (65, (60, 55, 50, 45))
-    assert (tower.prefix_tokens, tower.guide, tower.restored, tower.blocks) == (1, "cls", (4,), 4)
+    assert (tower.prefix_tokens, tower.guide, tower.reads, tower.blocks) == (1, "cls", "all", 4)
     assert found.gflops is not None
     assert found.gflops[0] > found.gflops[1]
     assert not any(isinstance(m, TurboBlock) for m in model.modules())

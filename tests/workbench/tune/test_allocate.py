@@ -25,7 +25,7 @@ def test_the_share_is_reached_within_a_step_and_blocks_can_merge_it(share: float
     assert share <= VIT.saved(rs) < share + 0.012
     assert all(r == 0 for block, r in enumerate(rs) if block % 2)
     # the schedule that `apply` follows is this one: nothing is clamped
-    assert lengths(Merge(r=rs), 197, 1, 12)[-1] == 197 - sum(rs)
+    assert lengths(Merge(r=rs).schedule, 197, 1, 12)[-1] == 197 - sum(rs)
 
 
 def test_dear_blocks_remove_less() -> None:
@@ -52,7 +52,7 @@ def test_the_papers_schedule() -> None:
     assert even(0.25, VIT) == (8,) * 12  # r=8 saves 25.04 %
     assert VIT.saved((7,) * 12) < 0.25 <= VIT.saved((8,) * 12)
     most = even(0.99, VIT)
-    assert lengths(Merge(r=most), 197, 1, 12)[-1] == 197 - sum(most)
+    assert lengths(Merge(r=most).schedule, 197, 1, 12)[-1] == 197 - sum(most)
 
 
 def test_a_collapsed_end_by_hand() -> None:

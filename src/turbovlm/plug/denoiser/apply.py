@@ -14,13 +14,13 @@ from turbovlm.plug.denoiser.module import TurboDenoiser, TurboEntry, TurboModule
 from turbovlm.plug.denoiser.row import Denoiser
 from turbovlm.plug.denoiser.state import DenoiserPatch, Kind, ModuleSite, PlainSite
 from turbovlm.plug.denoiser.visible import check_visible
-from turbovlm.plug.encoder.row import is_named
+from turbovlm.plug.names import is_named
 from turbovlm.plug.swap import Swap, parameters_of, plain_class
 
 _BESIDE = "controlnet"  # steers a denoiser that a pipeline holds too; give it to apply by itself
 
 
-def denoisers(model: Any, rows: Sequence[Denoiser]) -> dict[str, nn.Module]:
+def find_denoisers(model: Any, rows: Sequence[Denoiser]) -> dict[str, nn.Module]:
     """The denoisers in a pipeline or a module that the rows know, by name."""
     if isinstance(model, nn.Module):
         parts: Mapping[str, Any] = {"": model}
@@ -42,19 +42,7 @@ def components(model: Any) -> dict[str, Any]:
     return dict(parts) if isinstance(parts, Mapping) else {}
 
 
-def patches_of(model: Any) -> tuple[DenoiserPatch, ...]:
-    """The patches inside ``model``, one per denoiser."""
-    owners = [model] if isinstance(model, nn.Module) else list(components(model).values())
-    return tuple(
-        m.turbo_site.patch
-        for owner in owners
-        if isinstance(owner, nn.Module)
-        for m in owner.modules()
-        if isinstance(m, TurboDenoiser)
-    )
-
-
-def plan_swaps(model: Any, config: MergeRestore, rows: Sequence[Denoiser]) -> list[Swap]:
+def restore_swaps(model: Any, config: MergeRestore, rows: Sequence[Denoiser]) -> list[Swap]:
     """The swaps that patch every denoiser of ``model``; nothing is changed.
 
     Raises:
@@ -62,7 +50,7 @@ def plan_swaps(model: Any, config: MergeRestore, rows: Sequence[Denoiser]) -> li
         NothingToPatch: if a denoiser holds no block of a row.
         UnseenAttention: if merged tokens should count in an attention that hides its logits.
     """
-    roots = denoisers(model, rows)
+    roots = find_denoisers(model, rows)
     if not roots:
         raise UnknownArchitecture(_unknown(model, rows))
     return [swap for name, root in roots.items() for swap in _plan(name, root, config, rows)]

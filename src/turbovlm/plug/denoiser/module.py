@@ -13,7 +13,7 @@ from turbovlm.errors import UnsupportedInput
 from turbovlm.maths.fold import Fold
 from turbovlm.plug.denoiser.state import ModuleSite, PlainSite
 from turbovlm.plug.denoiser.visible import counting
-from turbovlm.plug.encoder.arguments import bind
+from turbovlm.plug.names import bind
 from turbovlm.plug.swap import unpatched_forward
 
 TEXT = "encoder_hidden_states"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from turbovlm.plug.encoder.row import attribute
+from turbovlm.plug.names import attribute
 
 
 @dataclass(frozen=True)

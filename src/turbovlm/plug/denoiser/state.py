@@ -157,8 +157,8 @@ class DenoiserPatch(Patch[DenoiserCall, DenoiserCall]):
     """One patched denoiser."""
 
     def __init__(self, row: Denoiser, config: MergeRestore) -> None:
-        super().__init__()
-        self.row, self.config, self.rule = row, config, config.rule
+        super().__init__(config)
+        self.row, self.rule = row, config.rule
 
     def call_of(self, root: nn.Module, given: Mapping[str, Any]) -> DenoiserCall:
         """The state of the forward that starts now, from what the denoiser is given by name."""

@@ -17,11 +17,11 @@ from turbovlm.plug.encoder.row import Refusal, Row
 from turbovlm.plug.encoder.selfcheck import attention_extras, check_block
 from turbovlm.plug.encoder.state import EncoderPatch
 from turbovlm.plug.encoder.tower import TowerSite, TurboTower
-from turbovlm.plug.swap import Swap, parameters_of, plain_class, site_of
+from turbovlm.plug.swap import Swap, parameters_of, plain_class
 from turbovlm.plug.twin import device_of, probe, twin_of
 
 
-def plan_swaps(
+def merge_swaps(
     model: nn.Module, config: Merge, rows: Sequence[Row], refusals: Sequence[Refusal] = ()
 ) -> list[Swap]:
     """The swaps that patch every tower of ``model`` that a row describes; nothing is changed.
@@ -45,18 +45,8 @@ def plan_swaps(
     return [swap for tower in towers for swap in _swaps(tower, config)]
 
 
-def patches_of(model: nn.Module) -> tuple[EncoderPatch, ...]:
-    """The patches inside ``model``, one per patched tower, in order."""
-    found = {
-        id(site.patch): site.patch
-        for m in model.modules()
-        if isinstance(site := site_of(m), BlockSite | TowerSite)
-    }
-    return tuple(found.values())
-
-
 def rehearse(tower: Tower, config: Merge) -> None:
-    """The self-check of `plan_swaps`, for one tower on any device, the meta device too.
+    """The self-check of `merge_swaps`, for one tower on any device, the meta device too.
 
     Raises:
         UnsuitableBlock, UnseenAttention: as `turbovlm.apply` would.

@@ -14,11 +14,6 @@ from turbovlm.plug.encoder.tokens import Tokens
 NOT_IN_AN_ENCODER = ("is_causal", "cache", "past_key_values")  # newer and older transformers
 
 
-def bind(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """All arguments by name; ``names`` are those of the host's method, in order."""
-    return dict(zip(names, args, strict=False)) | kwargs
-
-
 def real_tokens(mask: object, batch: int, known: bool) -> Tensor | None:
     """Which tokens are not padding, from the mask that a block gets.
 

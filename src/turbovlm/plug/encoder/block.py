@@ -21,10 +21,11 @@ from turbovlm.maths.plan import Plan, collapsed
 from turbovlm.maths.schedule import removed_each
 from turbovlm.maths.sets import EvenOdd
 from turbovlm.plug.attention import Attention
-from turbovlm.plug.encoder.arguments import along, bind, real_tokens
+from turbovlm.plug.encoder.arguments import along, real_tokens
 from turbovlm.plug.encoder.readers import watched
 from turbovlm.plug.encoder.state import EncoderCall, EncoderPatch
 from turbovlm.plug.encoder.tokens import Tokens
+from turbovlm.plug.names import bind
 from turbovlm.plug.swap import unpatched_forward
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from turbovlm.errors import NothingToPatch, UnknownArchitecture, UnsuitableBlock
-from turbovlm.plug.encoder.row import Reads, Refusal, Row, is_named
+from turbovlm.plug.encoder.row import Reads, Refusal, Row
+from turbovlm.plug.names import is_named
 
 _READS = "turbovlm_reads"
 

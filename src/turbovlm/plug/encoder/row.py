@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from torch import nn
 
 from turbovlm.errors import ConfigError
 from turbovlm.plug.attention import Guide
+from turbovlm.plug.names import attribute
 
 Modality = Literal["image", "text", "audio"]
 Reads = Literal["all", "tokens", "pooled", "cls"]
@@ -150,15 +151,3 @@ class Refusal:
 
     reason: str
     names: tuple[str, ...]
-
-
-def is_named(module: nn.Module, names: tuple[str, ...]) -> bool:
-    """Whether the module's class, or one it derives from, has one of these dotted names."""
-    return any(f"{c.__module__}.{c.__qualname__}" in names for c in type(module).__mro__)
-
-
-def attribute(module: Any, path: str) -> Any:
-    """``module.a.b`` for the path ``"a.b"``."""
-    for name in path.split("."):
-        module = getattr(module, name)
-    return module

@@ -20,8 +20,9 @@ from turbovlm.plug.encoder.block import (
     first_half,
     second_half,
 )
-from turbovlm.plug.encoder.row import Row, attribute
+from turbovlm.plug.encoder.row import Row
 from turbovlm.plug.encoder.state import UNDECLARED, EncoderCall, EncoderPatch
+from turbovlm.plug.names import attribute
 from turbovlm.plug.swap import Swap, install, parameters_of, plain_class
 from turbovlm.plug.twin import device_of, probe, twin_of
 

@@ -106,8 +106,8 @@ class EncoderPatch(Patch[EncoderCall, Snapshot]):
         self, row: Row, config: Merge, *, depth: int, prefix: int, guide: Guide, last: bool,
         around: bool, extras: int | None, cost: BlockCost,
     ) -> None:  # fmt: skip
-        super().__init__()
-        self.row, self.config, self.depth, self.prefix = row, config, depth, prefix
+        super().__init__(config)
+        self.row, self.depth, self.prefix = row, depth, prefix
         self.last, self.around, self.cost = last, around, cost
         self.rule = config.rule
         self.guide: Guide | None = guide if self.rule.reads_value else None

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from turbovlm.plug.encoder.arguments import bind
 from turbovlm.plug.encoder.readers import reading_of
 from turbovlm.plug.encoder.state import EncoderCall, EncoderPatch
+from turbovlm.plug.names import bind
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def recording(model: object) -> Iterator[Run]:
     Raises:
         NotApplied: if the model is not patched.
     """
-    patches: dict[int, Patch[Any, Any]] = {
+    patches: dict[int, Patch[Any, Any, Any]] = {
         id(site_of(module).patch): site_of(module).patch
         for part in parts_of(_target(model))
         for module in patched(part)

@@ -16,6 +16,7 @@ from torch import Tensor
 from turbovlm.config import Setting
 from turbovlm.plug.torch_private import StorageWeakRef, storage_of
 
+Config = TypeVar("Config", bound=Setting)
 Call = TypeVar("Call")
 Entry = TypeVar("Entry")
 
@@ -54,7 +55,7 @@ class Memory(Generic[Entry]):
 class Recorder:
     """Keeps the record of the last forward of one patch, for the thread that opened it."""
 
-    def __init__(self, patch: Patch[Any, Any]) -> None:
+    def __init__(self, patch: Patch[Any, Any, Any]) -> None:
         self.patch, self.thread = patch, threading.get_ident()
         self.record: Any = None
 
@@ -74,7 +75,7 @@ class Recorder:
         return self.record
 
 
-class Patch(Generic[Call, Entry]):
+class Patch(Generic[Config, Call, Entry]):
     """One patched part of a model: the call that each thread runs, and what is recorded of it.
 
     Attributes:
@@ -85,7 +86,7 @@ class Patch(Generic[Call, Entry]):
         memory: for gradient checkpointing.
     """
 
-    def __init__(self, config: Setting) -> None:
+    def __init__(self, config: Config) -> None:
         self.config = config
         self._fresh()
 

@@ -21,7 +21,7 @@ class Site(Protocol):
     """What a swapped module knows of itself, as its ``turbo_site``."""
 
     @property
-    def patch(self) -> Patch[Any, Any] | None:
+    def patch(self) -> Patch[Any, Any, Any] | None:
         """The patch that it belongs to; None for a swap that `turbovlm.remove` leaves alone."""
         ...
 
@@ -186,7 +186,8 @@ def _without(cls: type[nn.Module]) -> type[nn.Module]:
     if bases == cls.__bases__:
         return cls
     body = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
-    return type(cls)(cls.__name__, bases, body)
+    meta: Any = type(cls)
+    return meta(cls.__name__, bases, body)
 
 
 def _reduce(module: Any, protocol: Any) -> Any:

@@ -153,7 +153,7 @@ class DenoiserCall:
         return height, width
 
 
-class DenoiserPatch(Patch[DenoiserCall, DenoiserCall]):
+class DenoiserPatch(Patch[MergeRestore, DenoiserCall, DenoiserCall]):
     """One patched denoiser."""
 
     def __init__(self, row: Denoiser, config: MergeRestore) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ class Residual(nn.Module):
 
 def stand_ins(
     attention: tuple[str, ...], mlp: tuple[str, ...], extras: int | None, post_norm: bool
-) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+) -> tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]]:
     """What replaces the children of the attention branch and those of the MLP branch.
 
     Args:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from turbovlm.config import Merge
 from turbovlm.errors import TurboError, UnsupportedInput
 from turbovlm.maths.plan import Plan
 from turbovlm.maths.schedule import Schedule, removed
@@ -21,7 +23,6 @@ from turbovlm.plug.state import Patch
 from turbovlm.plug.torch_private import in_backward
 
 if TYPE_CHECKING:
-    from turbovlm.config import Merge
     from turbovlm.plug.encoder.row import Guide, Row
 
 
@@ -74,7 +75,7 @@ class EncoderCall:
 
     def __init__(self, reading: Reading, declared: bool) -> None:
         self.reading, self.declared = reading, declared
-        self.muted: dict[str, nn.Module] | None = None
+        self.muted: Mapping[str, nn.Module] | None = None
         self.tokens: Tokens | None = None
         self.full = False
         self.plans: list[Plan | None] = []
@@ -87,7 +88,7 @@ class EncoderCall:
         return Snapshot(self.tokens, self.full, self.reading, tuple(self.plans))
 
 
-class EncoderPatch(Patch[EncoderCall, Snapshot]):
+class EncoderPatch(Patch[Merge, EncoderCall, Snapshot]):
     """One patched tower.
 
     Args:

@@ -107,7 +107,13 @@ class Tokens:
         """The same on another device, where a tower is split over several."""
         moved = Tokens(self.start, None if self.size is None else self.size.to(device))
         moved.plans = tuple(
-            Plan(*(t.to(device) for t in (p.source, p.destination, p.keep, p.slot)), p.tokens)
+            Plan(
+                p.source.to(device),
+                p.destination.to(device),
+                p.keep.to(device),
+                p.slot.to(device),
+                p.tokens,
+            )
             for p in self.plans
         )
         moved.count = None if self.count is None else self.count.to(device)

@@ -25,6 +25,7 @@ FUSED = F.scaled_dot_product_attention
 _PACKED = F.multi_head_attention_forward
 _PRODUCTS = frozenset((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm))
 _SOFTMAX = frozenset((torch.softmax, F.softmax, Tensor.softmax))
+_WATCHED = frozenset((FUSED, _PACKED)) | _PRODUCTS | _SOFTMAX
 
 Guide = Literal["cls", "mean"]
 Metric = Literal["key", "query"]
@@ -77,9 +78,9 @@ class Attention(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Route the first attention to one of those below, everything else straight on."""
+        if self.calls or func not in _WATCHED:
+            return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
-        if self.calls:
-            return func(*args, **kwargs)
         if func is FUSED:
             return self._fused(*args, **kwargs)
         if func is _PACKED:

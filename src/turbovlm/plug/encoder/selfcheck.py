@@ -12,14 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from turbovlm.errors import TurboError, UnsuitableBlock
-from turbovlm.plug.attention import Attention, Look
-from turbovlm.plug.encoder.block import (
-    BlockSite,
-    TurboBlock,
-    check_seen,
-    first_half,
-    second_half,
-)
+from turbovlm.plug.attention import Attention
+from turbovlm.plug.encoder.block import BlockSite, TurboBlock
+from turbovlm.plug.encoder.half import run_half
 from turbovlm.plug.encoder.row import Row
 from turbovlm.plug.encoder.state import UNDECLARED, EncoderCall, EncoderPatch
 from turbovlm.plug.names import attribute
@@ -95,17 +90,10 @@ def _compare(block: nn.Module, patch: EncoderPatch) -> None:
         )
     install([Swap(twin, TurboBlock, BlockSite(patch, (0,), host, parameters_of(host.forward)))])
 
-    def run(x: Tensor, **given: Any) -> Tensor:
-        return host.forward(twin, x, **given)
-
-    call = EncoderCall(UNDECLARED, declared=True)
-    before = patch.begin(call)
-    try:
-        look = Look(patch.metric, patch.guide)
-        y, seen = first_half(run, call, patch, Attention(None, look), x, rest)
-        y = second_half(run, call, patch, y, rest)
-    finally:
-        patch.end(before)
+    call, seen = EncoderCall(UNDECLARED, declared=True), Attention(None, patch.look(None))
+    watch = row.attention[0], seen
+    y = run_half(twin, call, patch.mlp_muted, x, rest, watch=watch)
+    y = run_half(twin, call, patch.attention_muted, y, rest)
     if not torch.equal(whole, y):
         worst = (whole - y).abs().max().item()
         raise UnsuitableBlock(
@@ -119,7 +107,6 @@ def _compare(block: nn.Module, patch: EncoderPatch) -> None:
         raise UnsuitableBlock(
             f"the attention of {name} computes something else while it is watched: report it"
         ) from error
-    check_seen(seen)
     if seen.metric is None or seen.metric.shape[:2] != x.shape[:2]:
         raise UnsuitableBlock(
             f"the keys of {name} do not follow its tokens: {patch.metric} "

@@ -51,18 +51,18 @@ def calls(widths_of: Mapping[torch.dtype, tuple[int, ...]]) -> None:
         for width in widths:
             joint = torch.empty(1, 200, 3, 2, width, dtype=dtype)
             q, k, v = joint.permute(2, 0, 3, 1, 4).unbind(0)
-            attend.attend(q, k, v, torch.empty(1, 200), 0.1)
+            attend.launch_attend(q, k, v, torch.empty(1, 200), 0.1)
     for dtype in (torch.bfloat16, torch.float32):
-        look.look(torch.empty(1, 2, 200, 72, dtype=dtype), torch.empty(1, 2, 72), None, 0.1)
+        look.launch_look(torch.empty(1, 2, 200, 72, dtype=dtype), torch.empty(1, 2, 72), None, 0.1)
         x, index = torch.empty(1, 200, 128, dtype=dtype), torch.zeros(1, 50, dtype=torch.int64)
         keep = torch.zeros(1, 150, dtype=torch.int64)
-        merge.merge(x, x, torch.empty(1, 200), (index, index, keep))
+        merge.launch_merge(x, x, torch.empty(1, 200), (index, index, keep))
     for width in widths_of[torch.float32]:
-        best.best(torch.empty(1, 200, width), 1, None)
+        best.launch_best(torch.empty(1, 200, width), 1, None)
     count = torch.zeros(1, 1, dtype=torch.int64)
     for tokens, padding in ((200, (count, count)), (8192, None)):
         score = torch.empty(1, tokens // 2)
-        plan.plan(
+        plan.launch_plan(
             score, score.int(), torch.empty(1, 16, tokens), (8, tokens, 0), (None, 1.0), padding
         )
 

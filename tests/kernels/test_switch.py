@@ -32,7 +32,7 @@ def test_auto_on_a_cpu_is_torch() -> None:
     k, bias = small()
     assert kernel_mode() == "auto"
     assert not available("cpu")
-    assert torch.equal(attend(k, k, k, bias, 0.25), plain.attend(k, k, k, bias, 0.25))
+    assert torch.equal(attend(k, k, k, bias, 0.25), plain.torch_attend(k, k, k, bias, 0.25))
 
 
 def test_triton_on_a_cpu_is_an_error_that_names_the_fix() -> None:

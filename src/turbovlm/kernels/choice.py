@@ -12,7 +12,7 @@ from turbovlm.maths.score import Context, semantic_value
 from turbovlm.maths.sets import EvenOdd
 
 
-def choose(
+def choose_tokens(
     unit: Tensor,
     logits: Tensor | None,
     r: int,
@@ -45,10 +45,10 @@ def choose(
     count = None if padding is None else padding.count
     pair = None if padding is None else (padding.count, padding.removed)
     amounts = (r, sets.tokens, sets.prefix)
-    redundancy, partner = ops.best(unit, sets.prefix, count)
+    redundancy, partner = ops.best_destinations(unit, sets.prefix, count)
     fused = rule.score.name == "turbo" and logits is not None and rule.reads_value
     if fused and not isinstance(share, Tensor):
-        return ops.plan(redundancy, partner, logits, amounts, (rule.alpha, share), pair)
+        return ops.make_plan(redundancy, partner, logits, amounts, (rule.alpha, share), pair)
     real = None
     if count is not None:
         real = sets.sources(torch.arange(sets.tokens, device=count.device) < count)
@@ -60,4 +60,4 @@ def choose(
     degree = rule.score.function(redundancy, value, context)
     if real is not None:
         degree = degree.masked_fill(~real | (redundancy == -torch.inf), -torch.inf)
-    return ops.plan(degree, partner, None, amounts, padding=pair)
+    return ops.make_plan(degree, partner, None, amounts, padding=pair)

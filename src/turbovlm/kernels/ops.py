@@ -29,37 +29,54 @@ FARTHEST = 2**31 - 1
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """See `turbovlm.kernels.attend`."""
+    """Proportional attention ``softmax(q k^T scale + bias) v`` (supplementary Eq. 2).
+
+    Args:
+        q: ``(B, H, N, d)``, any strides.
+        k: ``(B, K, N, d)``, any strides; K divides H, and H / K queries share a head.
+        v: like ``k``.
+        bias: ``(B, N)`` fp32 that is added to the logits of each key: ``log size``.
+        scale: of the products, ``d ** -0.5`` in most models.
+
+    Returns:
+        ``(B, H, N, d)`` in q's type, in memory ``(B, N, H, d)``.
+    """
     if not wanted(q, k, v, bias) or not _attends(q, k, v, bias):
-        return plain.attend(q, k, v, bias, scale)
+        return plain.torch_attend(q, k, v, bias, scale)
     if torch.is_autocast_enabled(q.device.type):  # which casts what fused attention is given
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     if not q.dtype == k.dtype == v.dtype:
-        return plain.attend(q, k, v, bias, scale)
+        return plain.torch_attend(q, k, v, bias, scale)
     return (_attend_op if traced(q) else _attend)(q, k, v, bias, scale)
 
 
 def look(
-    keys: Tensor, row: Tensor | None, bias: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    """The keys read once: their unit mean over heads, and the logits of one query per head.
+    keys: Tensor, row: Tensor | None = None, bias: Tensor | None = None, scale: float = 1.0
+) -> tuple[Tensor, Tensor | None]:
+    """The keys read once: what similarity is measured on, and the guide's row of logits.
 
     Args:
-        keys: ``(B, K, N, d)``, any strides; K divides H.
-        row: ``(B, H, d)`` the guide's query of every head; None computes no logits.
+        keys: ``(B, K, N, d)``, any strides; K divides H. Queries where these measure similarity.
+        row: ``(B, H, d)`` the guide's query of every head: that of cls, or the mean query; None
+            computes no logits.
         bias: ``(B, N)`` fp32 that is added to the logits: ``log size``.
         scale: of the products, ``d ** -0.5`` in most models.
 
     Returns:
-        ``(B, N, d)`` fp32 and ``(B, H, N)`` fp32, or ``(B, 0, N)`` without a row.
+        ``(B, N, d)`` fp32 keys averaged over heads, of length 1; ``(B, H, N)`` fp32 logits, or
+        None without a row.
     """
     if not wanted(keys, row, bias) or not _in_reach(keys):
-        return plain.look(keys, row, bias, scale)
-    return (_look_op if traced(keys) else _look)(keys, row, bias, scale)
+        unit, logits = plain.torch_look(keys, row, bias, scale)
+    else:
+        unit, logits = (_look_op if traced(keys) else _look)(keys, row, bias, scale)
+    return unit, None if row is None else logits
 
 
-def best(unit: Tensor, prefix: int, count: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def best_destinations(
+    unit: Tensor, prefix: int, count: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The most similar destination of every source (Eq. 6).
 
     Args:
@@ -72,11 +89,11 @@ def best(unit: Tensor, prefix: int, count: Tensor | None = None) -> tuple[Tensor
         destination set: the lowest of equals.
     """
     if not wanted(unit) or unit.dtype != torch.float32 or not _in_reach(unit):
-        return plain.best(unit, prefix, count)
+        return plain.torch_best(unit, prefix, count)
     return (_best_op if traced(unit) else _best)(unit, prefix, count)
 
 
-def plan(
+def make_plan(
     score: Tensor,
     partner: Tensor,
     logits: Tensor | None,
@@ -88,7 +105,7 @@ def plan(
 
     Args:
         score: ``(B, S)`` fp32: R where ``logits`` are given, else the degree itself.
-        partner: ``(B, S)`` int32 indices into the destination set, see `best`.
+        partner: ``(B, S)`` int32 indices into the destination set, see `best_destinations`.
         logits: ``(B, H, N)`` fp32 of the guide, bias included: the degree is then that of the
             method ``turbo``, ``R - weight A`` (Eq. 12).
         amounts: r, N and the number of prefix tokens.
@@ -104,7 +121,7 @@ def plan(
     alpha, share = weight
     known = score.dtype == torch.float32 and score.shape[1] <= MOST_SOURCES
     if r == 0 or not known or not wanted(score, logits):
-        made = plain.plan(score, partner, logits, amounts, weight, padding)
+        made = plain.torch_plan(score, partner, logits, amounts, weight, padding)
     else:
         call = _plan_op if traced(score) else _plan
         made = call(score, partner, logits, amounts, alpha, share, padding or ())
@@ -112,43 +129,55 @@ def plan(
     return Plan(source, destination, keep, slot, tokens)
 
 
-def merge(
+def merge_tokens(
     x: Tensor, size: Tensor | None, plan: Plan, branch: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `turbovlm.kernels.merge`."""
+    """Average every source into its destination, weighted by size (Eq. 13).
+
+    Args:
+        x: ``(B, N, C)`` tokens, any strides.
+        size: ``(B, N)`` fp32, how many original tokens each one stands for; None for one each.
+        plan: what to merge.
+        branch: ``(B, N, C)`` that is added to ``x`` first: the block's residual add, without a
+            pass through memory of its own.
+
+    Returns:
+        ``(B, N - r, C)`` in x's type; ``(B, N - r)`` fp32 sizes, and their logarithms, the bias
+        of the next attention.
+    """
     if not wanted(x, branch, size) or not _merges(x, branch):
-        return plain.merge(x, branch, size, plan)
+        return plain.torch_merge(x, branch, size, plan)
     call = _merge_op if traced(x) else _merge
     return call(x, branch, size, (plan.source, plan.destination, plan.slot, plan.keep))
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
     def kernel() -> Tensor:
-        from turbovlm.kernels.triton.attend import attend
+        from turbovlm.kernels.triton.attend import launch_attend
 
-        return attend(q, k, v, bias, scale)
+        return launch_attend(q, k, v, bias, scale)
 
-    return attempt("attend", q, kernel, lambda: plain.attend(q, k, v, bias, scale))
+    return attempt("attend", q, kernel, lambda: plain.torch_attend(q, k, v, bias, scale))
 
 
 def _look(
     keys: Tensor, row: Tensor | None, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     def kernel() -> tuple[Tensor, Tensor]:
-        from turbovlm.kernels.triton.look import look
+        from turbovlm.kernels.triton.look import launch_look
 
-        return look(keys, row, bias, scale)
+        return launch_look(keys, row, bias, scale)
 
-    return attempt("look", keys, kernel, lambda: plain.look(keys, row, bias, scale))
+    return attempt("look", keys, kernel, lambda: plain.torch_look(keys, row, bias, scale))
 
 
 def _best(unit: Tensor, prefix: int, count: Tensor | None) -> tuple[Tensor, Tensor]:
     def kernel() -> tuple[Tensor, Tensor]:
-        from turbovlm.kernels.triton.best import best
+        from turbovlm.kernels.triton.best import launch_best
 
-        return best(unit.contiguous(), prefix, count)
+        return launch_best(unit.contiguous(), prefix, count)
 
-    return attempt("best", unit, kernel, lambda: plain.best(unit, prefix, count))
+    return attempt("best", unit, kernel, lambda: plain.torch_best(unit, prefix, count))
 
 
 def _plan(
@@ -165,11 +194,11 @@ def _plan(
     given = (logits, (r, tokens, prefix), (alpha, share), pair)
 
     def kernel() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        from turbovlm.kernels.triton.plan import plan
+        from turbovlm.kernels.triton.plan import launch_plan
 
-        return plan(score.contiguous(), partner.contiguous(), *given)
+        return launch_plan(score.contiguous(), partner.contiguous(), *given)
 
-    return attempt("plan", score, kernel, lambda: plain.plan(score, partner, *given))
+    return attempt("plan", score, kernel, lambda: plain.torch_plan(score, partner, *given))
 
 
 def _merge(
@@ -178,13 +207,13 @@ def _merge(
     source, destination, slot, keep = plan
 
     def kernel() -> tuple[Tensor, Tensor, Tensor]:
-        from turbovlm.kernels.triton.merge import merge
+        from turbovlm.kernels.triton.merge import launch_merge
 
-        return merge(x, branch, size, (source, slot, keep))
+        return launch_merge(x, branch, size, (source, slot, keep))
 
     def torch_path() -> tuple[Tensor, Tensor, Tensor]:
         whole = Plan(source, destination, keep, slot, x.shape[1])
-        return plain.merge(x, branch, size, whole)
+        return plain.torch_merge(x, branch, size, whole)
 
     return attempt("merge", x, kernel, torch_path)
 

@@ -7,22 +7,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from turbovlm.maths.match import nearest, unit_rows
-from turbovlm.maths.merge import merge as merge_tokens
-from turbovlm.maths.merge import size_bias
+from turbovlm.maths.merge import merge, size_bias
 from turbovlm.maths.plan import Plan, complete
 from turbovlm.maths.score import Context, semantic_value, turbo
 from turbovlm.maths.sets import EvenOdd
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """See `turbovlm.kernels.attend`."""
+def torch_attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """See `turbovlm.kernels.ops.attend`."""
     mask = bias[:, None, None].to(q.dtype)  # a wider mask is wrong without a word on some devices
     grouped = k.shape[1] != q.shape[1]
     out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=grouped)
     return out.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-def look(
+def torch_look(
     keys: Tensor, row: Tensor | None, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     """See `turbovlm.kernels.ops.look`."""
@@ -35,15 +34,15 @@ def look(
     return unit, (logits if bias is None else logits + bias.unsqueeze(1)).contiguous()
 
 
-def best(unit: Tensor, prefix: int, count: Tensor | None) -> tuple[Tensor, Tensor]:
-    """See `turbovlm.kernels.ops.best`."""
+def torch_best(unit: Tensor, prefix: int, count: Tensor | None) -> tuple[Tensor, Tensor]:
+    """See `turbovlm.kernels.ops.best_destinations`."""
     tokens = unit.shape[1]
     real = None if count is None else torch.arange(tokens, device=unit.device) < count
     value, index = nearest(unit, EvenOdd(tokens, prefix), real=real)
     return value, index.int()
 
 
-def plan(
+def torch_plan(
     score: Tensor,
     partner: Tensor,
     logits: Tensor | None,
@@ -51,7 +50,7 @@ def plan(
     weight: tuple[float | None, float],
     padding: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See `turbovlm.kernels.ops.plan`."""
+    """See `turbovlm.kernels.ops.make_plan`."""
     r, tokens, prefix = amounts
     sets = EvenOdd(tokens, prefix)
     degree = score
@@ -73,11 +72,11 @@ def plan(
     return source, destination, made.keep.contiguous(), made.slot.clamp_min(0)
 
 
-def merge(
+def torch_merge(
     x: Tensor, branch: Tensor | None, size: Tensor | None, plan: Plan
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `turbovlm.kernels.merge`."""
-    merged, new = merge_tokens(x if branch is None else x + branch, size, plan)
+    """See `turbovlm.kernels.ops.merge_tokens`."""
+    merged, new = merge(x if branch is None else x + branch, size, plan)
     return merged, new, size_bias(new)
 
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from turbovlm.kernels import plain
-from turbovlm.kernels.triton.attend import SHORT, TILES, attend
-from turbovlm.kernels.triton.tile import parts
+from turbovlm.kernels.triton.attend import SHORT, TILES
+from turbovlm.kernels.triton.attend import launch_attend as attend
+from turbovlm.kernels.triton.tile import split_width
 
 WIDTHS = (16, 24, 32, 40, 64, 72, 80, 88, 96, 128, 256)
 HALVES = {torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -38,10 +39,12 @@ def test_parts_are_powers_of_two_with_little_padding() -> None:
         56: (64, 0), 64: (64, 0), 72: (64, 16), 80: (64, 16), 88: (64, 32), 96: (64, 32),
         104: (128, 0), 128: (128, 0), 144: (128, 16), 192: (128, 64), 256: (256, 0),
     }  # fmt: skip
-    assert {width: parts(width) for width in expected} == expected
+    assert {width: split_width(width) for width in expected} == expected
     for width in range(1, 257):
-        assert width <= sum(parts(width)) <= max(16, 2 * width - 2) or width == sum(parts(width))
-        assert parts(width) in TILES
+        assert width <= sum(split_width(width)) <= max(16, 2 * width - 2) or width == sum(
+            split_width(width)
+        )
+        assert split_width(width) in TILES
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -50,10 +53,10 @@ def test_every_head_dimension_in_fp32(width: int) -> None:
     bias, scale = sizes(2, 37), width**-0.5
     found = attend(q, k, v, bias, scale)
     torch.testing.assert_close(found.double(), literal(q, k, v, bias, scale), atol=1e-5, rtol=0)
-    torch.testing.assert_close(found, plain.attend(q, k, v, bias, scale), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, plain.torch_attend(q, k, v, bias, scale), atol=1e-5, rtol=0)
     assert found.shape == q.shape
     assert found.transpose(1, 2).is_contiguous()
-    without = plain.attend(q, k, v, torch.zeros_like(bias), scale)
+    without = plain.torch_attend(q, k, v, torch.zeros_like(bias), scale)
     assert (found - without).abs().max() > 1e-2
 
 

@@ -9,23 +9,23 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from turbovlm.maths.match import Padding, Rule
-from turbovlm.maths.plan import Plan
-from turbovlm.maths.score import find_score
-from turbovlm.maths.sets import EvenOdd
 
 from tests.kernels.interpreted.make import assert_same, keys
 from turbovlm.kernels import (
     KernelWarning,
     attend,
-    choose,
+    choose_tokens,
     look,
-    merge,
+    merge_tokens,
     ops,
     plain,
     switch,
     use_kernels,
 )
+from turbovlm.maths.match import Padding, Rule
+from turbovlm.maths.plan import Plan
+from turbovlm.maths.score import find_score
+from turbovlm.maths.sets import EvenOdd
 
 NAMES = ("look", "attend", "best", "plan", "merge")
 
@@ -38,13 +38,13 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     for name in NAMES:
         module = importlib.import_module(f"turbovlm.kernels.triton.{name}")
-        run = getattr(module, name)
+        run = getattr(module, f"launch_{name}")
 
         def noted(*args: object, name: str = name, run: Callable[..., object] = run) -> object:
             seen.append(name)
             return run(*args)
 
-        monkeypatch.setattr(module, name, noted)
+        monkeypatch.setattr(module, f"launch_{name}", noted)
     return seen
 
 
@@ -53,8 +53,8 @@ def block(x: Tensor, k: Tensor, size: Tensor, method: str = "turbo", r: int = 5)
     tokens, bias = k.shape[2], size.log()
     seen = look(k, k[:, :, 0], bias, 0.25)
     mixed = attend(k, k, k, bias, 0.25)
-    plan = choose(*seen, r, EvenOdd(tokens, 1), Rule(find_score(method)))
-    out, new, log = merge(x, size, plan, mixed.transpose(1, 2).flatten(2))
+    plan = choose_tokens(*seen, r, EvenOdd(tokens, 1), Rule(find_score(method)))
+    out, new, log = merge_tokens(x, size, plan, mixed.transpose(1, 2).flatten(2))
     return [mixed, plan.source, plan.destination, plan.keep, plan.slot, out, new, log]
 
 
@@ -131,8 +131,8 @@ def test_compile_follows_lengths(launched: list[str]) -> None:
 def test_the_registered_operators_are_what_they_say() -> None:
     x, k, size = inputs()
     unit, logits = ops.look(k, k[:, :, 0], None, 0.25)
-    score, partner = ops.best(unit, 1)
-    made = ops.plan(score, partner, logits, (5, 21, 1))
+    score, partner = ops.best_destinations(unit, 1)
+    made = ops.make_plan(score, partner, logits, (5, 21, 1))
     plan = [made.source, made.destination, made.slot, made.keep]
     count, removed = torch.tensor([[21], [15]]), torch.tensor([[5], [3]])
     calls = torch.ops.turbovlm
@@ -177,7 +177,7 @@ def test_a_kernel_that_fails_warns_once_and_torch_goes_on(
     given = inputs()
     expected = block(*given)
     module = importlib.import_module(f"turbovlm.kernels.triton.{name}")
-    monkeypatch.setattr(module, name, fails)
+    monkeypatch.setattr(module, f"launch_{name}", fails)
     monkeypatch.setattr(switch, "_failed", set())
     with pytest.warns(KernelWarning, match=f"'{name}'.*RuntimeError: out of resource") as seen:
         assert_all_close(block(*given), expected)
@@ -194,7 +194,7 @@ def test_running_out_of_memory_is_no_failure_of_the_kernel(
     def fails(*_: object) -> None:
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr("turbovlm.kernels.triton.attend.attend", fails)
+    monkeypatch.setattr("turbovlm.kernels.triton.attend.launch_attend", fails)
     k = keys(1, 2, 9, 16)
     with pytest.raises(torch.OutOfMemoryError):
         attend(k, k, k, torch.zeros(1, 9), 0.25)
@@ -238,7 +238,7 @@ def test_choose_takes_padding_under_compile() -> None:
 
     def call(k: Tensor, count: Tensor, removed: Tensor) -> Plan:
         seen, rule = look(k, k[:, :, 0], scale=0.25), Rule(find_score("turbo"))
-        return choose(*seen, 6, EvenOdd(21, 1), rule, padding=Padding(count, removed))
+        return choose_tokens(*seen, 6, EvenOdd(21, 1), rule, padding=Padding(count, removed))
 
     expected = call(k, padding.count, padding.removed)
     torch.compiler.reset()
@@ -252,7 +252,7 @@ def test_the_torch_path_is_the_oracle_of_maths() -> None:
     k, bias = keys(2, 2, 9, 16), torch.rand(2, 9)
     logits = k @ k.transpose(-1, -2) * 0.25 + bias[:, None, None]
     literal = logits.softmax(-1) @ k
-    torch.testing.assert_close(plain.attend(k, k, k, bias, 0.25), literal, atol=1e-6, rtol=0)
+    torch.testing.assert_close(plain.torch_attend(k, k, k, bias, 0.25), literal, atol=1e-6, rtol=0)
     torch.testing.assert_close(
-        plain.look(k, k[:, :, 0], bias, 0.25)[1], logits[:, :, 0], atol=1e-6, rtol=0
+        plain.torch_look(k, k[:, :, 0], bias, 0.25)[1], logits[:, :, 0], atol=1e-6, rtol=0
     )

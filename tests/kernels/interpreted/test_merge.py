@@ -3,13 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+
+from turbovlm.kernels import merge_tokens as dispatched
+from turbovlm.kernels import plain
+from turbovlm.kernels.triton.merge import launch_merge as kernel
 from turbovlm.maths.merge import take
 from turbovlm.maths.plan import Plan, collapsed, complete
 from turbovlm.maths.sets import EvenOdd
-
-from turbovlm.kernels import merge as dispatched
-from turbovlm.kernels import plain
-from turbovlm.kernels.triton.merge import merge as kernel
 
 
 def random_plan(batch: int, tokens: int, r: int, prefix: int = 1) -> Plan:
@@ -44,7 +44,7 @@ def test_every_shape(tokens: int, r: int, width: int, with_size: bool) -> None:
     size = torch.randint(1, 9, (2, tokens)).float() if with_size else None
     for more in (None, branch):
         found = merged(x, size, plan, more)
-        assert_equal(found, plain.merge(x, more, size, plan))
+        assert_equal(found, plain.torch_merge(x, more, size, plan))
         assert found[0].shape == (2, tokens - r, width)
     total = torch.full((2,), tokens) if size is None else size.sum(1)
     assert torch.equal(found[1].sum(1), total.float())
@@ -58,7 +58,7 @@ def test_half_precision_rounds_once(dtype: torch.dtype) -> None:
     size, plan = torch.randint(1, 300, (2, 41)).float(), random_plan(2, 41, 15)
     found = merged(x, size, plan, branch)
     assert found[0].dtype == dtype
-    exact = plain.merge((x + branch).double(), None, size.double(), plan)
+    exact = plain.torch_merge((x + branch).double(), None, size.double(), plan)
     # the interpreter truncates to bf16 where a device rounds: twice here
     step = torch.finfo(dtype).eps * (4 if dtype == torch.bfloat16 else 1)
     torch.testing.assert_close(found[0].double(), exact[0], atol=step, rtol=step)
@@ -76,7 +76,7 @@ def test_any_strides() -> None:
         torch.randn(3, 24, 31).transpose(1, 2),
     ):
         assert_equal(
-            merged(x, size, plan, wide[..., :24]), plain.merge(x, wide[..., :24], size, plan)
+            merged(x, size, plan, wide[..., :24]), plain.torch_merge(x, wide[..., :24], size, plan)
         )
 
 
@@ -84,7 +84,7 @@ def test_all_tokens_into_one() -> None:
     x, size = torch.randn(2, 70, 16), torch.randint(1, 9, (2, 70)).float()
     plan = collapsed(2, 70, 1, x.device)
     found = merged(x, size, plan)
-    assert_equal(found, plain.merge(x, None, size, plan))
+    assert_equal(found, plain.torch_merge(x, None, size, plan))
     mean = (x[:, 1:] * size[:, 1:, None]).sum(1) / size[:, 1:].sum(1, keepdim=True)
     torch.testing.assert_close(found[0][:, 1], mean, atol=1e-5, rtol=0)
 
@@ -122,4 +122,4 @@ def test_a_wider_branch_is_left_to_torch() -> None:
     x, branch, plan = torch.randn(1, 9, 8).half(), torch.randn(1, 9, 8), random_plan(1, 9, 2)
     found = dispatched(x, None, plan, branch)
     assert found[0].dtype == torch.float32
-    assert_equal(found, plain.merge(x, branch, None, plan))
+    assert_equal(found, plain.torch_merge(x, branch, None, plan))

@@ -17,9 +17,9 @@ from turbovlm.kernels.triton.tile import (
     PRECISION,
     aligned,
     load_rows,
-    parts,
     power,
     product,
+    split_width,
 )
 
 # (first part of d, second part): rows, keys, warps, stages; measured at 64 on Hopper, the others
@@ -110,18 +110,18 @@ def tiles(width: int, tokens: int, dtype: torch.dtype) -> tuple[int, int, int, i
     """Rows, keys, warps and stages for a head dimension, a length and a type."""
     if dtype == torch.float32:
         return FULL_TILES.get(power(width), WIDEST_TILES)
-    rows, keys, warps, stages = TILES[parts(width)]
+    rows, keys, warps, stages = TILES[split_width(width)]
     if tokens <= SHORT and rows > 64:
         rows, warps = 64, 4
     return rows, keys, warps, stages
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """See `turbovlm.kernels.attend`."""
+def launch_attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """See `turbovlm.kernels.ops.attend`."""
     batch, heads, tokens, width = q.shape
     out = torch.empty(batch, tokens, heads, width, device=q.device, dtype=q.dtype)
     rows, keys, warps, stages = tiles(width, tokens, q.dtype)
-    first, second = parts(width)
+    first, second = split_width(width)
     (q_unit, q_by), (k_unit, k_by), (v_unit, v_by) = (aligned(x) for x in (q, k, v))
     attend_kernel[(triton.cdiv(tokens, rows), heads, batch)](
         q, k, v, bias, out, *q_by, *k_by, *v_by, *bias.stride(),

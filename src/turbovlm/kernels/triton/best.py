@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from turbovlm.kernels.triton.tile import PRECISION, load_rows, parts
+from turbovlm.kernels.triton.tile import PRECISION, load_rows, split_width
 from turbovlm.maths.sets import EvenOdd
 
 # first part of d: sources, destinations, warps, stages
@@ -59,14 +59,14 @@ def best_kernel(
     tl.store(INDEX + b * S + i, index, mask=i < S)
 
 
-def best(unit: Tensor, prefix: int, count: Tensor | None) -> tuple[Tensor, Tensor]:
-    """See `turbovlm.kernels.ops.best`."""
+def launch_best(unit: Tensor, prefix: int, count: Tensor | None) -> tuple[Tensor, Tensor]:
+    """See `turbovlm.kernels.ops.best_destinations`."""
     batch, tokens, width = unit.shape
     sets = EvenOdd(tokens, prefix)
     sources = sets.source_count
     value = torch.empty(batch, sources, device=unit.device, dtype=torch.float32)
     index = torch.empty(batch, sources, device=unit.device, dtype=torch.int32)
-    first, second = parts(width)
+    first, second = split_width(width)
     rows, across, warps, stages = TILES.get(first, SMALL_TILES)
     best_kernel[(triton.cdiv(sources, rows), batch)](
         unit, index if count is None else count, value, index,

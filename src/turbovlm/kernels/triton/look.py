@@ -47,7 +47,7 @@ def look_kernel(
     tl.store(UNIT + (b * N + n)[:, None] * D + c[None, :], mean / norm[:, None], mask=ok)
 
 
-def look(
+def launch_look(
     keys: Tensor, row: Tensor | None, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     """See `turbovlm.kernels.ops.look`."""

@@ -80,7 +80,7 @@ def merge_kernel(
         tl.store(LOG_SIZE + b * M + i, tl.where(weighs, tl.log(divisor), LOG_EMPTY), mask=i_ok)
 
 
-def merge(
+def launch_merge(
     x: Tensor, branch: Tensor | None, size: Tensor | None, plan: tuple[Tensor, Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `turbovlm.kernels.ops.merge`."""

@@ -119,11 +119,11 @@ def plan_kernel(
         tl.store(SLOT + nth, tl.zeros([LANES], tl.int64), mask=spare)
 
 
-def plan(
+def launch_plan(
     score: Tensor, partner: Tensor, logits: Tensor | None, amounts: tuple[int, int, int],
     weight: tuple[float | None, float], padding: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """See `turbovlm.kernels.ops.plan`."""
+    """See `turbovlm.kernels.ops.make_plan`."""
     r, tokens, prefix = amounts
     alpha, share = weight
     batch, sources = score.shape

@@ -39,7 +39,7 @@ def aligned(x: Tensor, unit: int = 8) -> tuple[int, tuple[int, ...]]:
     return unit, (*(stride // unit for stride in outer), last)
 
 
-def parts(width: int) -> tuple[int, int]:
+def split_width(width: int) -> tuple[int, int]:
     """A head dimension as one or two powers of two, whichever pads less.
 
     ``72 -> (64, 16)``, ``88 -> (64, 32)``, ``40 -> (32, 16)``, ``64 -> (64, 0)``.

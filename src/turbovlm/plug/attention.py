@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from turbovlm import kernels
 from turbovlm.errors import UnsupportedInput
 from turbovlm.maths.score import semantic_value
 
@@ -58,6 +59,8 @@ class Attention(TorchFunctionMode):
         calls: attentions seen; 0 at the end means that a kernel hid them.
         metric: ``(B, N, d)`` keys or queries averaged over heads.
         value: ``(B, N)`` fp32 semantic value A.
+        unit: ``(B, N, d)`` fp32 the metric at length 1, in place of it where a kernel looked.
+        logits: ``(B, H, N)`` fp32 of the guide, in place of the value likewise.
     """
 
     def __init__(
@@ -69,6 +72,8 @@ class Attention(TorchFunctionMode):
         self._rows = 0
         self.metric: Tensor | None = None
         self.value: Tensor | None = None
+        self.unit: Tensor | None = None
+        self.logits: Tensor | None = None
 
     def __torch_function__(
         self,
@@ -116,13 +121,23 @@ class Attention(TorchFunctionMode):
                 "the attention is causal: a decoder's tokens cannot be merged, patch an encoder"
             )
         self.calls += 1
+        factor = query.shape[-1] ** -0.5 if scale is None else scale
+        fast = kernels.wanted(query, key, value)
         if self.look is not None:
-            self._keep(query, key)
+            row = None
             if self.look.guide is not None:
                 row = query[:, :, :1] if self.look.guide == "cls" else self._mean(query)
-                factor = query.shape[-1] ** -0.5 if scale is None else scale
-                self._measure(_row_logits(row, key) * factor)
+            if fast:
+                seen = key if self.look.metric == "key" else query
+                guide = None if row is None else row[:, :, 0]
+                self.unit, self.logits = kernels.look(seen, guide, self.bias, factor)
+            else:
+                self._keep(query, key)
+                if row is not None:
+                    self._measure(_row_logits(row, key) * factor)
         if self.bias is not None:
+            if fast and attn_mask is None and not dropout_p:
+                return kernels.attend(query, key, value, self.bias, factor)
             attn_mask = with_bias(attn_mask, self.bias[:, None, None].to(query.dtype))
         return FUSED(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **kwargs)
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from turbovlm.errors import UnsupportedInput
+from turbovlm.kernels import choose_tokens, merge_tokens
 from turbovlm.maths.match import Padding, match, unit_rows
-from turbovlm.maths.merge import merge
 from turbovlm.maths.plan import Plan, collapsed
 from turbovlm.maths.schedule import removed_each
 from turbovlm.maths.sets import EvenOdd
@@ -159,24 +159,27 @@ def _merging(
     if tokens.count is not None:
         own = removed_each(schedule, layer, patch.depth, tokens.count, patch.prefix)
         padding = Padding(tokens.count, own)
-    batch, length = y.shape[:2]
     if collapses:
-        plan = collapsed(batch, length, patch.prefix, y.device)
+        plan = collapsed(y.shape[0], y.shape[1], patch.prefix, y.device)
     else:
-        assert seen.metric is not None
-        plan = match(
-            unit_rows(seen.metric),
-            seen.value,
-            r,
-            EvenOdd(length, patch.prefix),
-            patch.rule,
-            layer,
-            share=patch.share,
-            padding=padding,
-        ).plan
-    y, size = merge(y, tokens.size, plan)
-    tokens = tokens.after(plan, size, None if padding is None else padding.removed)
+        plan = _choose(patch, layer, seen, y.shape[1], r, padding)
+    y, size, bias = merge_tokens(y, tokens.size, plan)
+    tokens = tokens.after(plan, size, bias, None if padding is None else padding.removed)
     return run_half(block, call, patch.attention_muted, y, given), plan, tokens
+
+
+def _choose(
+    patch: EncoderPatch, layer: int, seen: Attention, length: int, r: int, padding: Padding | None
+) -> Plan:
+    """Which tokens are merged, from what was seen of the attention."""
+    sets, rule = EvenOdd(length, patch.prefix), patch.rule
+    if seen.unit is not None:
+        return choose_tokens(
+            seen.unit, seen.logits, r, sets, rule, block=layer, share=patch.share, padding=padding
+        )
+    assert seen.metric is not None
+    unit = unit_rows(seen.metric)
+    return match(unit, seen.value, r, sets, rule, layer, share=patch.share, padding=padding).plan
 
 
 def restores(patch: EncoderPatch, call: EncoderCall, layer: int, block: nn.Module) -> bool:

@@ -62,6 +62,7 @@ class Watched:
         self.child, self.attention = child, attention
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the child returns."""
         with self.attention:
             return self.child(*args, **kwargs)
 

@@ -8,18 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.language import oracle
-from tests.language.build import WORDS, Inputs
+from tests.language.run import NEW, alone_of, generated, reduced, trace_of, without_cache
 from tests.language.zoo import CASES, Case
-from turbovlm.config.visual_tokens import VisualTokens
-from turbovlm.hosts.language import REFUSALS, ROWS
 from turbovlm.maths import select
 from turbovlm.plug.language import apply as language
-from turbovlm.plug.language.trace import VisualTrace
-
-NEW = 5
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 
@@ -33,46 +27,6 @@ def _inference() -> Any:
 @pytest.fixture(autouse=True)
 def _merge_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(select, "MERGE_SIMILARITY", 0.5)
-
-
-def reduced(model: Any, keep: float | int = 0.25, **options: Any) -> Any:
-    language.apply_rows(model, VisualTokens(keep=keep, **options), ROWS, REFUSALS)
-    language.patches_of(model)[0].recording = True
-    return model
-
-
-def trace_of(model: Any) -> VisualTrace:
-    trace = language.patches_of(model)[0].trace
-    assert trace is not None
-    return trace
-
-
-def generated(model: Any, inputs: Inputs, **options: Any) -> Tensor:
-    """``(B, NEW)`` new tokens."""
-    options = {"max_new_tokens": NEW, "do_sample": False} | options
-    out = model.generate(**inputs, **options)
-    return out[:, inputs["input_ids"].shape[1] :]
-
-
-def longer(case: Case, inputs: Inputs, new: Tensor) -> Inputs:
-    """The prompt and what follows it."""
-    ones = torch.ones_like(new)
-    out = inputs | {
-        "input_ids": torch.cat([inputs["input_ids"], new], 1),
-        "attention_mask": torch.cat([inputs["attention_mask"], ones], 1),
-    }
-    if case.types is not None:
-        out[case.types] = torch.cat([inputs[case.types], case.typed[1] * ones], 1)
-    return out
-
-
-def without_cache(case: Case, model: Any, inputs: Inputs) -> Tensor:
-    """Greedy decoding that runs the whole prompt anew for each word."""
-    current = inputs
-    for _ in range(NEW):
-        logits = model(**current, use_cache=False).logits
-        current = longer(case, current, logits[:, -1:, :WORDS].argmax(-1))
-    return current["input_ids"][:, -NEW:]
 
 
 @every_case
@@ -123,28 +77,9 @@ def test_left_padding_and_unequal_counts(case: Case) -> None:
     model, batch = reduced(case.build()), case.inputs(1, 2)
     logits, words = model(**batch).logits[:, -1], generated(model, batch)
     for b, count in enumerate((1, 2)):
-        alone = _alone(case, batch, b, count)
+        alone = alone_of(case, batch, b, count)
         torch.testing.assert_close(model(**alone).logits[0, -1], logits[b], atol=2e-5, rtol=1e-4)
         assert torch.equal(generated(model, alone)[0], words[b])
-
-
-def _alone(case: Case, batch: Inputs, b: int, count: int) -> Inputs:
-    """One sample of ``case.inputs(1, 2)`` without its padding."""
-    real = batch["attention_mask"][b].bool()
-    along = batch["input_ids"].shape
-    out = {n: v[b : b + 1, real] for n, v in batch.items() if v.shape == along}
-    images = {n: v for n, v in batch.items() if n not in out}
-    for name, value in images.items():
-        if len(value) == 2:  # laid out by sample
-            out[name] = value[b : b + 1, :count]
-        elif name == "pixel_values" and "image_grid_thw" in images:
-            rows = images["image_grid_thw"].prod(1).tolist()
-            first = sum(rows[:1]) if b else 0
-            out[name] = value[first : first + sum(rows[b : b + count])]
-        else:  # by image, or by tile
-            per = len(value) // 3
-            out[name] = value[b * per : (b + count) * per]
-    return out
 
 
 @every_case
@@ -152,7 +87,7 @@ def test_beams(case: Case) -> None:
     model, batch = reduced(case.build()), case.inputs(1, 2)
     words = generated(model, batch, num_beams=3)
     for b, count in enumerate((1, 2)):
-        alone = _alone(case, batch, b, count)
+        alone = alone_of(case, batch, b, count)
         assert torch.equal(generated(model, alone, num_beams=3)[0], words[b])
 
 

@@ -54,11 +54,7 @@ class Follow:
         return self._square(mask, "full_attention")
 
     def _flat(self, mask: Tensor) -> Tensor:
-        if mask.shape[1] != int(self.length):
-            raise UnsupportedInput(
-                f"the attention mask has {mask.shape[1]} columns for {int(self.length)} tokens, "
-                "those in the cache included: give one column a token"
-            )
+        check_width(mask, int(self.length))
         seen = mask.expand(len(self.columns), -1).gather(1, self.columns.clamp_min(0))
         return seen.masked_fill(self.columns < 0, 0)
 
@@ -121,6 +117,15 @@ class Follow:
             back = torch.arange(1 - rows.shape[1], 1, device=rows.device)
             position = torch.cat([(position[:1, :, -1:] + back), position[1:]])
         return position
+
+
+def check_width(mask: Tensor, tokens: int) -> None:
+    """Raise `UnsupportedInput` unless ``mask`` ``(B, columns)`` has a column a token."""
+    if mask.shape[1] != tokens:
+        raise UnsupportedInput(
+            f"the attention mask has {mask.shape[1]} columns for {tokens} tokens, those in the "
+            "cache included: give one column a token"
+        )
 
 
 def sizes(cache: Any, tokens: int) -> dict[str, tuple[int, int]]:

@@ -21,8 +21,9 @@ from turbovlm.plug.language.picture import mark, mark_packed
 from turbovlm.plug.language.shorten import Step, shorten
 from turbovlm.plug.language.state import Call, Patch, Site
 
-# reads values, which a compiler cannot follow
+# they read values and change classes, which a compiler cannot follow
 _SHORTEN = cast(Callable[[Patch, nn.Module, dict[str, Any]], Step | None], disable(shorten))
+_FINISH = cast(Callable[[Step, Any], None], disable(Step.finish))
 
 
 class TurboHead(nn.Module):
@@ -123,7 +124,7 @@ class TurboLanguage(nn.Module):
         except BaseException:
             step.undo()
             raise
-        step.finish(output)
+        _FINISH(step, output)
         return output
 
 
@@ -175,14 +176,15 @@ def _watched(outer: TurboOuter, host: Callable[..., Any], modality: str) -> Call
 
     @functools.wraps(host)  # generate() reads the signature
     def run(*args: Any, **kwargs: Any) -> Any:
+        call = patch.current()
+        before = {} if call is None else dict(call.features)
         output = host(*args, **kwargs)
         features = getattr(output, "pooler_output", None)
         if features is not None:
             given = inspect.signature(host).bind(*args, **kwargs).arguments
             mark(patch.row, outer, given, features, modality)
-            call = patch.current()
-            if call is not None:
-                call.features[modality] = features
+            if call is not None:  # a host's videos may have gone through get_image_features
+                call.features = before | {modality: features}
         return output
 
     return run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from turbovlm.errors import UnsupportedInput
 from turbovlm.plug.language.cache import NAMES, Record, hold, record_of, release
 from turbovlm.plug.language.images import Group, groups
-from turbovlm.plug.language.masks import Follow, sizes
+from turbovlm.plug.language.masks import Follow, check_width, sizes
 from turbovlm.plug.language.state import Patch
 from turbovlm.plug.language.trace import VisualTrace
 from turbovlm.plug.language.windows import windowed
@@ -34,13 +34,26 @@ class Step:
 
     Attributes:
         given: its arguments, shortened.
-        finish: called with the output; lets the cache stand for the whole prompt again.
-        undo: called instead if the language model failed.
+        cache: the one it was given, or None.
+        before: what that one stood for.
+        after: what the cache stands for when it has run.
     """
 
     given: dict[str, Any]
-    finish: Callable[[Any], None]
-    undo: Callable[[], None]
+    cache: Any
+    before: Record | None
+    after: Record
+
+    def finish(self, output: Any) -> None:
+        """The cache, given or made by the language model, stands for the whole prompt again."""
+        cache = _made(output) if self.cache is None else self.cache
+        if cache is not None:
+            hold(cache, self.after)
+
+    def undo(self) -> None:
+        """The language model failed: the cache is what it was."""
+        if self.before is not None:
+            hold(self.cache, self.before)
 
 
 def shorten(patch: Patch, language: Any, given: dict[str, Any]) -> Step | None:
@@ -77,15 +90,16 @@ def shorten(patch: Patch, language: Any, given: dict[str, Any]) -> Step | None:
     if chosen:
         assert call is not None
         _check(language, given, batch, tokens)
-        rows, padded = _rows(chosen, call.mask, handed)
         past = int(past)
+        if call.mask is not None:
+            check_width(call.mask, past + tokens)
+        rows, padded = _rows(chosen, call.mask, handed)
     else:
         rows, padded = torch.arange(tokens, device=handed.device).expand(batch, -1), False
     before = sizes(cache, tokens)
     if record is not None:
         release(cache)
         padded = padded or record.padded
-    undo = _undo(cache, record)
     try:
         columns = torch.where(rows >= 0, rows + past, -1)
         if cache is not None:
@@ -97,12 +111,12 @@ def shorten(patch: Patch, language: Any, given: dict[str, Any]) -> Step | None:
             if patch.recording:
                 patch.trace = _trace(chosen, tokens, rows.shape[1])
     except BaseException:
-        undo()
+        if record is not None:
+            hold(cache, record)
         raise
-    if chosen:
-        record = Record(type(cache), columns, int(past) + tokens, padded)
-    assert record is not None
-    return Step(given, _finish(cache, record), undo)
+    after = Record(type(cache), columns, past + tokens, padded) if chosen else record
+    assert after is not None
+    return Step(given, cache, record, after)
 
 
 def _held(cache: Any, record: Record | None, columns: Tensor) -> Tensor:
@@ -111,23 +125,6 @@ def _held(cache: Any, record: Record | None, columns: Tensor) -> Tensor:
     if record is not None:
         return record.until(cached)
     return torch.arange(cached, device=columns.device).expand(len(columns), -1)
-
-
-def _undo(cache: Any, record: Record | None) -> Callable[[], None]:
-    def undo() -> None:
-        if record is not None:
-            hold(cache, record)
-
-    return undo
-
-
-def _finish(cache: Any, record: Record) -> Callable[[Any], None]:
-    def finish(output: Any) -> None:
-        held = _made(output) if cache is None else cache
-        if held is not None:
-            hold(held, record)
-
-    return finish
 
 
 def _made(output: Any) -> Any:

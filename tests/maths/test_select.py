@@ -44,7 +44,7 @@ def picture(tokens: int, width: int, seed: int) -> Tensor:
 
 def chosen(x: Tensor, keep: int, method: str = "turbo") -> select.Selection:
     unit = select.directions(x)
-    scores = SELECTORS[method](Candidates(unit, x.norm(dim=2), None, 0), keep)
+    scores = SELECTORS[method](Candidates(unit, x, None, 0), keep)
     return select.choose(unit, scores, keep)
 
 
@@ -199,6 +199,6 @@ def test_divprune_takes_the_farthest_each_time() -> None:
 def test_uniform_spreads_over_the_picture() -> None:
     place = torch.tensor([[0.0, y / 4, x / 4] for y in range(4) for x in range(4)])
     unit = torch.ones(1, 16, 4) / 2
-    scores = SELECTORS["uniform"](Candidates(unit, torch.ones(1, 16), place, 0), 4)
+    scores = SELECTORS["uniform"](Candidates(unit, unit, place, 0), 4)
     kept = scores[0].topk(4).indices
     assert sorted(kept.tolist()) == [0, 3, 12, 15]

@@ -49,12 +49,19 @@ class Selection:
         images, count = self.kept.shape
         # what is not merged is summed into a spare last slot
         slot = torch.where(self.merged, self.owner, count)
+        start = torch.arange(images, device=x.device).unsqueeze(1) * (count + 1)
+        slot = (slot + start).flatten()
         wide = x.dtype if x.dtype == torch.float64 else torch.float32
-        total = torch.zeros(images, count + 1, x.shape[2], dtype=wide, device=x.device)
-        total.scatter_add_(1, slot.unsqueeze(-1).expand_as(x), x.to(wide))
-        size = torch.zeros(images, count + 1, dtype=wide, device=x.device)
-        size.scatter_add_(1, slot, torch.ones_like(slot, dtype=wide))
-        return (total[:, :count] / size[:, :count].unsqueeze(-1)).to(x.dtype)
+        rows = x.to(wide).flatten(0, 1)
+        total = rows.new_zeros(images * (count + 1), x.shape[2])
+        size = rows.new_zeros(images * (count + 1), 1)
+        if x.device.type == "cpu":
+            total.index_add_(0, slot, rows)
+        else:  # the same sums; there index_add adds in an order that changes
+            total.index_put_((slot,), rows, accumulate=True)
+        size.index_add_(0, slot, rows.new_ones(len(slot), 1))
+        mean = (total / size).unflatten(0, (images, -1))
+        return mean[:, :count].to(x.dtype)
 
 
 def directions(x: Tensor) -> Tensor:
@@ -65,13 +72,22 @@ def directions(x: Tensor) -> Tensor:
     are orthogonal and less where they are similar.
     """
     x = x if x.dtype == torch.float64 else x.float()
-    width = x.shape[2]
-    if width > 2 * SKETCH:
-        generator = torch.Generator().manual_seed(width)
-        sign = torch.randint(0, 2, (width,), generator=generator) * 2.0 - 1
-        x = F.pad(x * sign.to(x), (0, -width % SKETCH))
-        x = x.unflatten(2, (-1, SKETCH)).sum(2)
+    if x.shape[2] > 2 * SKETCH:
+        x = _sketch(x)
     return F.normalize(x, dim=-1)
+
+
+def _sketch(x: Tensor) -> Tensor:
+    width = x.shape[2]
+    generator = torch.Generator().manual_seed(width)
+    sign = (torch.randint(0, 2, (width,), generator=generator) * 2.0 - 1).to(x)
+    if x.device.type != "cpu":
+        return F.pad(x * sign, (0, -width % SKETCH)).unflatten(2, (-1, SKETCH)).sum(2)
+    out = x.new_zeros(*x.shape[:2], SKETCH)  # the same, read once
+    for first in range(0, width, SKETCH):
+        part = x[..., first : first + SKETCH]
+        out[..., : part.shape[2]].addcmul_(part, sign[first : first + SKETCH])
+    return out
 
 
 def choose(

@@ -17,20 +17,20 @@ class Candidates:
 
     Attributes:
         unit: ``(I, n, d)`` unit vectors.
-        norm: ``(I, n)`` lengths of the features.
+        features: ``(I, n, C)``.
         place: ``(n, 3)`` where they lie, or None.
         seed: for what is random.
     """
 
     unit: Tensor
-    norm: Tensor
+    features: Tensor
     place: Tensor | None
     seed: int
 
 
 def turbo(tokens: Candidates, keep: int) -> Tensor:
     """Facility location: see `turbovlm.maths.leaves`."""
-    return leaf_gains(tokens.unit, keep, torch.ones_like(tokens.norm))
+    return leaf_gains(tokens.unit, keep, torch.ones_like(tokens.unit[..., 0]))
 
 
 def divprune(tokens: Candidates, keep: int) -> Tensor:
@@ -40,7 +40,7 @@ def divprune(tokens: Candidates, keep: int) -> Tensor:
 
 def norm(tokens: Candidates, keep: int) -> Tensor:
     """The longest features."""
-    return tokens.norm
+    return tokens.features.float().norm(dim=2)
 
 
 def uniform(tokens: Candidates, keep: int) -> Tensor:

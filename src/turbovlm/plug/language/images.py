@@ -115,10 +115,10 @@ def _choose(
         place = None if picture.place is None else picture.place[free]
         free = free.to(at.device)
         features = x[sample.unsqueeze(1), column[:, free]].detach()
-        unit, norm = directions(features), features.float().norm(dim=2)
+        unit = directions(features)
         for which, keep in _counts(config, unit, place):
             if keep < len(free):
-                candidates = Candidates(unit[which], norm[which], place, config.seed)
+                candidates = Candidates(unit[which], features[which], place, config.seed)
                 selection = _select(config, candidates, keep)
                 yield Group(sample[which], column[which], free, picture, selection)
 

@@ -342,6 +342,16 @@ def test_calls_that_cannot_be_right_are_refused() -> None:
     )
 
 
+def test_a_cache_of_another_kind_is_refused() -> None:
+    """Continuous batching lays out the samples of a batch by itself."""
+
+    class Pages:
+        def get_seq_length(self) -> int:
+            return 0
+
+    refused(reduced(LLAVA.build()), "Pages lays out", cache=Pages(), **LLAVA.inputs(1))
+
+
 def test_more_tokens_than_there_are() -> None:
     model, inputs = reduced(LLAVA.build(), keep=37), LLAVA.inputs(1)
     refused(model, "more tokens than the 36", ConfigError, **inputs)
@@ -369,7 +379,7 @@ def test_models_that_cannot_be_reduced_stay_as_they_are() -> None:
         )
     )
     for model, kind, match in (
-        (text, UnknownArchitecture, "LlavaModel"),
+        (text, UnknownArchitecture, "known are Gemma3Model, .*LlavaModel"),
         (blip, UnsuitableBlock, "32 queries"),
     ):
         with pytest.raises(kind, match=match):
@@ -383,6 +393,14 @@ _TINY = {
     "num_attention_heads": 2,
     "intermediate_size": 16,
 }
+
+
+def test_the_model_without_its_head() -> None:
+    model: Any = LLAVA.build()
+    inputs = LLAVA.inputs(1)
+    short = reduced(model.model)(**inputs).last_hidden_state
+    assert short.shape[1] == inputs["input_ids"].shape[1] - 27
+    torch.testing.assert_close(model.lm_head(short), model(**inputs).logits)
 
 
 def test_removing_restores_the_classes() -> None:

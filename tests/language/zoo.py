@@ -134,7 +134,6 @@ CASES = (
         b.grid_image,
         b.grid_pixels,
         "mm_token_type_ids",
-        static=False,
         recurrent=True,
     ),
     Case(
@@ -148,7 +147,6 @@ CASES = (
         b.grid_image,
         b.grid_pixels,
         "mm_token_type_ids",
-        static=False,
         recurrent=True,
     ),
     Case("internvl", b.internvl, b.same(32), b.tiles),

@@ -1,7 +1,7 @@
 """Rows for the vision-language models of transformers: where fewer visual tokens are handed over.
 
 Every model has an outer class that scatters the projected features into the embedded prompt and
-calls the language model; what differs is how the tokens of an image lie in the picture.
+calls the language model; what differs is how the tokens of an image layout in the picture.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from turbovlm.plug.language.row import LanguageRefusal, LanguageRow
 _HF = "transformers.models"
 _BOTH = {"image": "image_token_id", "video": "video_token_id"}
 # Qwen's kind: grids in patches, of which the merger joins a square
-_GRID: dict[str, Any] = {"lie": "grid", "patch": ("config.vision_config.spatial_merge_size",)}
+_GRID: dict[str, Any] = {"layout": "grid", "patch": ("config.vision_config.spatial_merge_size",)}
 # sizes in pixels: patches, of which Mistral's projector joins a square
 _PATCH = "config.vision_config.patch_size"
 
@@ -25,17 +25,17 @@ def _row(package: str, name: str, **fields: Any) -> LanguageRow:
 
 ROWS = (
     # Pixtral in its LLaVA form has sizes as well
-    _row("llava", "Llava", lie="sizes", patch=(_PATCH,), example="llava-hf/llava-1.5-7b-hf"),
+    _row("llava", "Llava", layout="sizes", patch=(_PATCH,), example="llava-hf/llava-1.5-7b-hf"),
     _row(
         "llava_next",
         "LlavaNext",
-        lie="packed",
+        layout="packed",
         example="llava-hf/llava-v1.6-mistral-7b-hf",
     ),
     _row(
         "llava_onevision",
         "LlavaOnevision",
-        lie="packed",
+        layout="packed",
         tokens=_BOTH,
         example="llava-hf/llava-onevision-qwen2-7b-ov-hf",
     ),
@@ -51,26 +51,26 @@ ROWS = (
     ),
     _row("qwen3_5", "Qwen3_5", **_GRID, tokens=_BOTH, example="Qwen/Qwen3.5-9B"),
     _row("qwen3_5_moe", "Qwen3_5Moe", **_GRID, tokens=_BOTH, example="Qwen/Qwen3.5-35B-A3B"),
-    _row("internvl", "InternVL", lie="tiles", example="OpenGVLab/InternVL3-8B-hf"),
+    _row("internvl", "InternVL", layout="tiles", example="OpenGVLab/InternVL3-8B-hf"),
     _row(
         "smolvlm",
         "SmolVLM",
         language="text_model",
-        lie="runs",  # tiles with text between them
+        layout="runs",  # tiles with text between them
         example="HuggingFaceTB/SmolVLM2-2.2B-Instruct",
     ),
     _row(
         "idefics2",
         "Idefics2",
         language="text_model",
-        lie="latents",
+        layout="latents",
         example="HuggingFaceM4/idefics2-8b",
     ),
     _row(
         "idefics3",
         "Idefics3",
         language="text_model",
-        lie="runs",
+        layout="runs",
         example="HuggingFaceM4/Idefics3-8B-Llama3",
     ),
     _row("paligemma", "PaliGemma", example="google/paligemma2-3b-mix-224"),
@@ -78,7 +78,7 @@ ROWS = (
     _row(
         "mistral3",
         "Mistral3",
-        lie="sizes",
+        layout="sizes",
         patch=(_PATCH, "config.spatial_merge_size"),
         example="mistralai/Mistral-Small-3.1-24B-Instruct-2503",
     ),

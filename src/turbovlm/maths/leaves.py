@@ -59,16 +59,20 @@ def greedy(similarity: Tensor, weight: Tensor, steps: int) -> Tensor:
     Returns:
         ``(G, m)`` the gain that each chosen token had when it was chosen, -1 for the others.
     """
-    similarity = similarity.clamp_min(0)
+    # row j: how well j covers each token, times what that token weighs
+    cover = similarity.clamp_min(0) * weight.unsqueeze(1)
     near = torch.zeros_like(weight)
     out = torch.full_like(weight, -1.0)
-    column = weight.unsqueeze(2)
-    tie = TIE * torch.arange(weight.shape[1], device=weight.device)
+    size = weight.shape[1]
+    bias = (-TIE * torch.arange(size, device=weight.device, dtype=weight.dtype)).repeat(
+        len(weight), 1
+    )
     for _ in range(steps):
-        gain = ((similarity - near.unsqueeze(1)).clamp_min_(0) @ column).squeeze(2)
-        at = (gain - tie).masked_fill_(out >= 0, -torch.inf).argmax(1, keepdim=True)
+        gain = (cover - near.unsqueeze(1)).clamp_min_(0).sum(2)
+        at = (gain + bias).argmax(1, keepdim=True)
         out.scatter_(1, at, gain.gather(1, at))
-        row = similarity.gather(1, at.unsqueeze(2).expand(-1, -1, similarity.shape[2])).squeeze(1)
+        bias.scatter_(1, at, -torch.inf)
+        row = cover.gather(1, at.unsqueeze(2).expand(-1, -1, size)).squeeze(1)
         near = torch.maximum(near, row)
     return out
 
@@ -88,13 +92,13 @@ def tree(unit: Tensor, depth: int) -> Tensor:
     for level in range(depth):
         nodes = 2**level
         x = padded.view(images * nodes, -1, width)
-        centred = x - x.mean(1, keepdim=True)
-        far = centred.square().sum(2).argmax(1)
-        axis = centred[torch.arange(len(far), device=far.device), far]
-        for _ in range(2):  # towards the principal axis
-            along = torch.bmm(centred, axis.unsqueeze(2))
-            axis = F.normalize(torch.bmm(centred.transpose(1, 2), along).squeeze(2), dim=1)
-        along = torch.bmm(centred, axis.unsqueeze(2)).squeeze(2)
+        # from the token least like the mean, one step of the power iteration
+        mean = x.mean(1)
+        least = torch.bmm(x, mean.unsqueeze(2)).squeeze(2).argmin(1)
+        axis = x[torch.arange(len(x), device=x.device), least] - mean
+        along = torch.bmm(x, axis.unsqueeze(2))
+        axis = torch.bmm((along - along.mean(1, keepdim=True)).transpose(1, 2), x)
+        along = torch.bmm(x, axis.transpose(1, 2)).squeeze(2)
         order = along.sort(dim=1, stable=True).indices
         index = index.reshape(images * nodes, -1).gather(1, order).view(images, -1)
         padded = x.gather(1, order.unsqueeze(2).expand_as(x)).view(images, -1, width)

@@ -12,7 +12,7 @@ from turbovlm.errors import UnknownArchitecture, UnsuitableBlock
 from turbovlm.plug.language.model import TurboHead, TurboLanguage, TurboOuter, TurboPackedOuter
 from turbovlm.plug.language.row import LanguageRefusal, LanguageRow
 from turbovlm.plug.language.state import Patch, Site
-from turbovlm.plug.row import attribute, is_named
+from turbovlm.plug.row import is_named
 from turbovlm.plug.swap import install, parameters_of, uninstall
 
 CONFIG_ATTRIBUTE = "turbovlm_visual_tokens"
@@ -34,7 +34,7 @@ def apply_rows(
     outer, row = find(model, rows, refusals)
     language = getattr(outer, row.language)
     patch = Patch(row, config, placeholders(outer, row))
-    mixin = TurboPackedOuter if row.lie == "packed" else TurboOuter
+    mixin = TurboPackedOuter if row.layout == "packed" else TurboOuter
     parts = [(outer, mixin), (language, TurboLanguage)]
     parts += [(m, TurboHead) for m in model.modules() if is_named(m, row.heads)]
     done: list[nn.Module] = []
@@ -102,11 +102,3 @@ def stored_config(model: Any) -> VisualTokens | None:
     """The setting that ``save_pretrained`` stored with the model; None if there is none."""
     stored = getattr(getattr(model, "config", None), CONFIG_ATTRIBUTE, None)
     return None if stored is None else VisualTokens.from_dict(dict(stored))
-
-
-def side_of(outer: nn.Module, row: LanguageRow) -> int:
-    """Side of one visual token, in what ``row.patch`` counts."""
-    side = 1
-    for name in row.patch:
-        side *= int(attribute(outer, name))
-    return side

@@ -90,7 +90,7 @@ def groups(patch: Patch, call: Call, x: Tensor) -> list[Group]:
         features = call.features.get(modality)
         if features is None:
             continue
-        at = (call.ids == placeholder).nonzero()
+        at = (call.ids == placeholder).nonzero().to(x.device)
         images = _images(patch, call, features, at, modality)
         if sum(i.tokens for i in images) != len(at):
             raise UnsupportedInput(
@@ -114,6 +114,8 @@ def _choose(
         free = picture.free(tokens)
         place = None if picture.place is None else picture.place[free]
         free = free.to(at.device)
+        if config.keep is not None and _count(config, len(free), place) == len(free):
+            continue
         features = x[sample.unsqueeze(1), column[:, free]].detach()
         unit = directions(features)
         for which, keep in _counts(config, unit, place):
@@ -128,22 +130,31 @@ def _counts(
 ) -> Iterator[tuple[Tensor | slice, int]]:
     """Which images ``(I, m, d)`` keep how many tokens."""
     tokens = unit.shape[1]
-    least = frames(place) if place is not None and config.floor else 1
     if config.keep is not None:
-        keep = config.count(tokens)
-        if isinstance(config.keep, int) and keep < least:
-            raise ConfigError(
-                f"keep={keep} is fewer than the {least} frames or tiles of this image: give a "
-                "larger number or floor=False"
-            )
-        yield slice(None), max(keep, least)
+        yield slice(None), _count(config, tokens, place)
         return
     assert config.coverage is not None
+    least = _least(config, place)
     gains = leaf_gains(unit, tokens, torch.ones_like(unit[..., 0]))
     counts = enough(unit, gains, config.coverage).clamp_min(least).tolist()
     for keep in sorted(set(counts)):
         which = torch.tensor([i for i, k in enumerate(counts) if k == keep], device=unit.device)
         yield which, keep
+
+
+def _count(config: VisualTokens, tokens: int, place: Tensor | None) -> int:
+    """How many of the ``tokens`` of an image stay where ``keep`` says it."""
+    keep, least = config.count(tokens), _least(config, place)
+    if isinstance(config.keep, int) and keep < least:
+        raise ConfigError(
+            f"keep={keep} is fewer than the {least} frames or tiles of this image: give a "
+            "larger number or floor=False"
+        )
+    return max(keep, least)
+
+
+def _least(config: VisualTokens, place: Tensor | None) -> int:
+    return frames(place) if place is not None and config.floor else 1
 
 
 def _select(config: VisualTokens, candidates: Candidates, keep: int) -> Selection:
@@ -157,11 +168,11 @@ def _select(config: VisualTokens, candidates: Candidates, keep: int) -> Selectio
 
 def _images(patch: Patch, call: Call, features: Any, at: Tensor, modality: str) -> list[_Image]:
     """The images of one modality, in the order of their placeholders ``at`` ``(M, 2)``."""
-    lie = patch.row.lie
-    if lie in ("runs", "latents"):
+    layout = patch.row.layout
+    if layout in ("runs", "latents"):
         lengths = _runs(at)
-        pictures = [square(n) if lie == "runs" else NOWHERE for n in lengths]
-    elif lie == "tiles":
+        pictures = [square(n) if layout == "runs" else NOWHERE for n in lengths]
+    elif layout == "tiles":
         lengths = _runs(at)
         tile = features.shape[1]
         pictures = [square(n, max(1, n // tile)) for n in lengths]
@@ -169,7 +180,7 @@ def _images(patch: Patch, call: Call, features: Any, at: Tensor, modality: str) 
         lengths = [len(f) for f in features]
         whole = getattr(features, MARK, None)
         known = [getattr(f, MARK, whole) for f in features]
-        if lie == "packed" and modality == "image" and None in known:
+        if layout == "packed" and modality == "image" and None in known:
             raise UnsupportedInput(
                 "how the tokens of these images lie is not known, newlines among them: let the "
                 "patched model compute the features from pixel_values"

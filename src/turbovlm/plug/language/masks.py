@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from turbovlm.errors import UnsupportedInput
 
-SLIDING = "sliding_attention"  # key of such layers in a dictionary of masks
+# keys of a dictionary of masks
+SLIDING = "sliding_attention"
+RECURRENT = ("linear_attention", "conv")
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Follow:
 
         Args:
             mask: ``(B, length)`` with 0 for padding; ``(B, 1, N, columns)`` bool or additive;
-                a dictionary of these by kind of layer; or None.
+                a dictionary by kind of layer; or None.
 
         Raises:
             UnsupportedInput: for anything else, or a mask of another length.
@@ -48,7 +51,10 @@ class Follow:
         if mask is None:
             return (self.columns >= 0).long()
         if isinstance(mask, dict):
-            return {kind: self._square(m, kind) for kind, m in mask.items()}
+            return {
+                kind: self._recurrent(m) if kind in RECURRENT else self._square(m, kind)
+                for kind, m in mask.items()
+            }
         if isinstance(mask, Tensor) and mask.dim() == 2:
             return self._flat(mask)
         return self._square(mask, "full_attention")
@@ -57,6 +63,13 @@ class Follow:
         check_width(mask, int(self.length))
         seen = mask.expand(len(self.columns), -1).gather(1, self.columns.clamp_min(0))
         return seen.masked_fill(self.columns < 0, 0)
+
+    def _recurrent(self, mask: Tensor | None) -> Tensor | None:
+        """``(B, N)`` with 0 for padding among the new tokens; None without any."""
+        real = self.rows >= 0
+        if mask is None:
+            return real.long() if self.padded and real.shape[1] > 1 else None
+        return mask.gather(1, self.rows.clamp_min(0)).masked_fill(~real, 0)
 
     def _square(self, mask: Any, kind: str) -> Any:
         kind = SLIDING if kind == SLIDING else "full_attention"
@@ -133,8 +146,9 @@ def sizes(cache: Any, tokens: int) -> dict[str, tuple[int, int]]:
     if cache is None:
         return {"full_attention": (tokens, 0), SLIDING: (tokens, 0)}
     sliding = list(cache.is_sliding)
-    other = [a or b for a, b in zip(cache.is_linear, cache.is_dummy, strict=True)]
-    full = [not a and not b for a, b in zip(sliding, other, strict=True)]
+    # newer transformers has layers without keys as well
+    kinds = [sliding, *(getattr(cache, n, None) or [] for n in ("is_linear", "is_dummy"))]
+    full = [not any(row) for row in itertools.zip_longest(*kinds)]
     first = {
         "full_attention": full.index(True) if True in full else 0,
         SLIDING: sliding.index(True) if True in sliding else 0,

@@ -82,12 +82,12 @@ class TurboOuter(nn.Module):
 
     @property
     def get_image_features(self) -> Callable[..., Any]:
-        """The host's own; how the tokens lie in each image is noted on its features."""
+        """The host's own; how the tokens layout in each image is noted on its features."""
         return _watched(self, cast(Any, super()).get_image_features, "image")
 
     @property
     def get_video_features(self) -> Callable[..., Any]:
-        """The host's own; how the tokens lie in each video is noted on its features."""
+        """The host's own; how the tokens layout in each video is noted on its features."""
         return _watched(self, cast(Any, super()).get_video_features, "video")
 
 

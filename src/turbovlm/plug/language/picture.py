@@ -84,16 +84,16 @@ def mark(
         modality: ``"image"`` or ``"video"``.
     """
     pictures: Sequence[Picture] = ()
-    if row.lie == "grid":
+    if row.layout == "grid":
         side = math.prod(int(attribute(outer, name)) for name in row.patch)
         sizes = given.get(f"{modality}_grid_thw")
         sizes = [] if sizes is None else torch.as_tensor(sizes).tolist()
         pictures = [grid(t, h // side, w // side) for t, h, w in sizes]
-    elif row.lie == "sizes" and given.get("image_sizes") is not None:
+    elif row.layout == "sizes" and given.get("image_sizes") is not None:
         side = math.prod(int(attribute(outer, name)) for name in row.patch)
         sizes = torch.as_tensor(given["image_sizes"]).tolist()
         pictures = [grid(1, h // side, w // side) for h, w in sizes]
-    elif row.lie == "packed" and modality == "video" and isinstance(features, Tensor):
+    elif row.layout == "packed" and modality == "video" and isinstance(features, Tensor):
         frames = given["pixel_values_videos"].shape[1]
         setattr(features, MARK, square_and_newline(features.shape[1], frames))
     for feature, picture in zip(features, pictures, strict=False):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Lie = Literal["square", "grid", "sizes", "packed", "tiles", "runs", "latents"]
+Layout = Literal["square", "grid", "sizes", "packed", "tiles", "runs", "latents"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class LanguageRow:
         heads: classes with the head on top, which have ``generate``.
         language: the child of ``outer`` that is the language model.
         tokens: modality to the name of the placeholder's id in the configuration.
-        lie: how the tokens of one image lie in the picture.
+        layout: how the tokens of one image layout in the picture.
 
             ``"square"``: rows of a square, each image an entry of the projected features.
             ``"grid"``: ``image_grid_thw`` says frames, height and width in patches.
@@ -39,7 +39,7 @@ class LanguageRow:
     heads: tuple[str, ...]
     language: str = "language_model"
     tokens: dict[str, str] = field(default_factory=lambda: {"image": "image_token_id"})
-    lie: Lie = "square"
+    layout: Layout = "square"
     patch: tuple[str, ...] = ()
     example: str = ""
 

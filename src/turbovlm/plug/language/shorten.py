@@ -76,6 +76,7 @@ def shorten(patch: Patch, language: Any, given: dict[str, Any]) -> Step | None:
     x, call = given.get("inputs_embeds"), patch.current()
     chosen: list[Group] = []
     if x is not None and call is not None and call.features:
+        patch.trace = None
         chosen = groups(patch, call, x)
     if not chosen and record is None:
         return None
@@ -89,7 +90,7 @@ def shorten(patch: Patch, language: Any, given: dict[str, Any]) -> Step | None:
     given["attention_mask"] = windowed(language, given, cache, past)
     if chosen:
         assert call is not None
-        _check(language, given, batch, tokens)
+        _check(language, given, cache, (batch, tokens))
         past = int(past)
         if call.mask is not None:
             check_width(call.mask, past + tokens)
@@ -134,7 +135,13 @@ def _made(output: Any) -> Any:
     return next((getattr(output, name) for name in NAMES if name in output), None)
 
 
-def _check(language: Any, given: dict[str, Any], batch: int, tokens: int) -> None:
+def _check(language: Any, given: dict[str, Any], cache: Any, shape: tuple[int, int]) -> None:
+    batch, tokens = shape
+    if cache is not None and not hasattr(cache, "layers"):
+        raise UnsupportedInput(
+            f"a {type(cache).__name__} lays out its tokens itself and cannot stand for more than "
+            "it holds: use a DynamicCache or a StaticCache, which generate() makes"
+        )
     position = given["position_ids"]
     if position.shape[-1] != tokens:
         raise UnsupportedInput(
@@ -165,7 +172,7 @@ def _rows(chosen: Sequence[Group], mask: Tensor | None, handed: Tensor) -> tuple
         stay[sample, group.column[:, group.free]] = False
         stay[sample, group.kept] = True
     if mask is not None:  # padding on the left is laid out anew
-        stay &= mask[:, -tokens:].bool().long().cumsum(1) > 0
+        stay &= mask[:, -tokens:].to(stay.device).bool().long().cumsum(1) > 0
     counts = stay.sum(1).tolist()
     order = stay.long().sort(dim=1, stable=True).indices[:, -max(counts) :]
     return torch.where(stay.gather(1, order), order, -1), min(counts) < max(counts)

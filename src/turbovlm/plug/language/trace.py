@@ -37,7 +37,7 @@ class VisualTrace:
     Attributes:
         before: tokens of the prompt, padding included.
         after: tokens that the language model got.
-        images: one entry an image, in the order of the batch.
+        images: one entry an image that lost tokens, in the order of the batch.
     """
 
     before: int

@@ -133,6 +133,7 @@ def test_exports_are_pinned() -> None:
         "MergeRestore",
         "Row",
         "TurboError",
+        "VisualTokens",
         "applied",
         "apply",
         "flops",

@@ -18,51 +18,63 @@ SOURCE = Path(turbovlm.__file__).parent
 WORKBENCH = Path(turbovlm_workbench.__file__).parent
 LAB = Path(turbovlm_lab.__file__).parent
 # from the ground up; a floor may import its own and those before it
-FLOORS = [
-    {"errors", "config"},
-    {"maths"},
-    {"plug"},
-    {"hosts"},
-    {"api"},
-    {"measure"},
+LIBRARY_FLOORS = [{"errors", "config"}, {"maths"}, {"plug"}, {"hosts"}, {"api"}, {"measure"}]
+WORKBENCH_FLOORS = [
+    {"checkpoint", "extensions"},
+    {"data", "metrics"},
+    {"paper"},
+    {"load"},
+    {"generation"},
+    {"tasks"},
+    {"run"},
+    {"compare"},
+    {"tune"},
+    {"demo"},
+    {"report"},
+    {"cli"},
 ]
-LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
+LAB_FLOORS = [
+    {"scenes", "grammar"},
+    {"kinds"},
+    {"questions", "pairs"},
+    {"captioner"},
+    {"data", "heads", "looking", "painter"},
+    {"export", "evaluate", "lessons"},
+    {"train", "train_heads"},
+    {"train_painter"},
+]
+HOUSES = [(SOURCE, LIBRARY_FLOORS), (WORKBENCH, WORKBENCH_FLOORS), (LAB, LAB_FLOORS)]
 
 
-def imports(path: Path) -> set[str]:
-    """Names of the top-level parts of turbovlm that a file imports."""
+def modules(path: Path) -> set[str]:
+    """Dotted names of what a file imports, with the names that are taken from them."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        names: list[str] = []
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{a.name}" for a in node.names]
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
-            names = [a.name for a in node.names]
-        parts = [n.split(".") for n in names]
-        found |= {p[1] for p in parts if p[0] == "turbovlm" and len(p) > 1}
-    return found & set(LEVEL)
-
-
-def test_imports_point_down_only() -> None:
-    wrong = []
-    for path in SOURCE.rglob("*.py"):
-        part = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-        if part in ("__init__", "__main__"):
-            continue
-        assert part in LEVEL, f"{part} has no floor: add it to the plan"
-        wrong += [f"{path.name} -> {n}" for n in imports(path) if LEVEL[n] > LEVEL[part]]
-    assert wrong == []
+            found |= {alias.name for alias in node.names}
+    return found
 
 
 def packages(path: Path) -> set[str]:
     """Names of the packages that a file imports."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            found.add((node.module or "").split(".")[0])
-        elif isinstance(node, ast.Import):
-            found |= {a.name.split(".")[0] for a in node.names}
-    return found
+    return {name.split(".")[0] for name in modules(path)}
+
+
+@pytest.mark.parametrize(("root", "floors"), HOUSES, ids=lambda value: getattr(value, "name", ""))
+def test_imports_point_down_only(root: Path, floors: list[set[str]]) -> None:
+    level = {name: number for number, names in enumerate(floors) for name in names}
+    wrong = []
+    for path in root.rglob("*.py"):
+        room = path.relative_to(root).parts[0].removesuffix(".py")
+        if room in ("__init__", "__main__"):
+            continue
+        assert room in level, f"{room} has no floor: add it to the plan"
+        taken = [name.split(".") for name in modules(path)]
+        rooms = {part[1] for part in taken if part[0] == root.name and len(part) > 1}
+        wrong += [f"{path.name} -> {n}" for n in rooms & set(level) if level[n] > level[room]]
+    assert wrong == []
 
 
 def test_the_library_knows_neither_workbench_nor_lab() -> None:
@@ -94,6 +106,27 @@ def test_the_library_needs_torch_only() -> None:
     allowed = {*sys.stdlib_module_names, "torch", "turbovlm", "turbovlm_workbench"}
     for path in SOURCE.rglob("*.py"):
         assert packages(path) <= allowed, path.name
+
+
+def test_the_library_imports_where_only_torch_is_installed() -> None:
+    code = (
+        "import sys\n"
+        "for name in 'numpy PIL safetensors rich typer transformers timm'.split():\n"
+        "    sys.modules[name] = None\n"  # an import of it fails, as if it were not installed
+        "import importlib, pkgutil, turbovlm\n"
+        "found = [m.name for m in pkgutil.walk_packages(turbovlm.__path__, 'turbovlm.')]\n"
+        "for name in found:\n"
+        "    if not name.endswith('__main__'):\n"
+        "        importlib.import_module(name)\n"
+        "for name in turbovlm.__all__:\n"
+        "    getattr(turbovlm, name)\n"
+        "print(len(found), [m for m in sys.modules if m.startswith('turbovlm_')])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    number, _, above = done.stdout.strip().partition(" ")
+    assert int(number) > 30
+    assert above == "[]"
 
 
 def test_maths_knows_no_host() -> None:

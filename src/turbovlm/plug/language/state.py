@@ -44,7 +44,7 @@ class LanguagePatch(Patch[VisualTokens, LanguageCall, None]):
 
     @contextmanager
     def running(self, call: LanguageCall | None) -> Iterator[None]:
-        """Make ``call`` this thread's own, in compiled code too: what shortens the prompt is not."""
+        """Make ``call`` this thread's own, in compiled code too."""
         before = self.current()
         self._threads.call = call
         try:

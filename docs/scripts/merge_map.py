@@ -1,6 +1,6 @@
 """Draw the merge map of the README: a generated scene, and what is left of its patches.
 
-    python docs/scripts/merge_map.py docs/images/merge-map.png
+python docs/scripts/merge_map.py docs/images/merge-map.png
 """
 
 from __future__ import annotations

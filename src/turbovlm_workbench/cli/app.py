@@ -29,16 +29,16 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(demo_command)
-app.command()(bench_command)
-app.command()(generate_command)
+app.command("demo")(demo_command)
+app.command("bench")(bench_command)
+app.command("generate")(generate_command)
 app.command("eval")(eval_command)
 app.command("eval generation")(eval_generation_command)
-app.command()(sweep_command)
-app.command()(tune_command)
-app.command()(flops_command)
-app.command()(check_command)
-app.command()(models_command)
+app.command("sweep")(sweep_command)
+app.command("tune")(tune_command)
+app.command("flops")(flops_command)
+app.command("check")(check_command)
+app.command("models")(models_command)
 
 INTERRUPTED = 130
 # Read by libraries when they load, which is after the command line has been read.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from turbovlm.config import Merge, MergeRestore
     from turbovlm.errors import TurboError
     from turbovlm.hosts import register
+    from turbovlm.kernels import use_kernels
     from turbovlm.maths.score import score
     from turbovlm.measure import flops, throughput
     from turbovlm.plug.denoiser.row import Denoiser
@@ -45,6 +46,7 @@ _HOME = {
     "score": "maths.score",
     "throughput": "measure",
     "unfuse_attention": "plug.fuse",
+    "use_kernels": "kernels",
 }
 
 __all__ = [
@@ -64,6 +66,7 @@ __all__ = [
     "score",
     "throughput",
     "unfuse_attention",
+    "use_kernels",
 ]
 
 

@@ -9,6 +9,7 @@ import timm
 import torch
 import transformers as hf
 from accelerate.hooks import ModelHook, add_hook_to_module
+from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -233,13 +234,18 @@ class Biased(Block):
         return x + self.mlp(self.norm2(x))
 
 
-class Fickle(Block):
-    """Computes something else while a tap is open."""
+class FickleAttention(Attention):
+    """Computes something else while it is watched."""
 
     def forward(self, x: Tensor, attn_mask: Any = None, is_causal: bool = False) -> Tensor:
         watched = torch.overrides._get_current_function_mode() is not None
-        x = x + self.attn(self.norm1(x)) * (3.0 if watched else 1.0)
-        return x + self.mlp(self.norm2(x))
+        return super().forward(x) * (3.0 if watched else 1.0)
+
+
+class Fickle(Block):
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(dim=fields["dim"], num_heads=fields["num_heads"])
+        self.attn = FickleAttention(fields["dim"], num_heads=fields["num_heads"])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,10 @@ from typing import Any
 from turbovlm.plug.encoder.row import Reads, Row
 
 _CLIP: dict[str, Any] = {"attention": ("self_attn", "layer_norm1"), "mlp": ("mlp", "layer_norm2")}
-_VIT: dict[str, Any] = {"attention": ("attention", "layernorm_before"), "mlp": ("mlp", "layernorm_after")}
+_VIT: dict[str, Any] = {
+    "attention": ("attention", "layernorm_before"),
+    "mlp": ("mlp", "layernorm_after"),
+}
 _DINO: dict[str, Any] = {"attention": ("attention", "norm1"), "mlp": ("mlp", "norm2")}
 _PATCHES: dict[str, Any] = {"prefix": 0, "guide": "mean"}  # no cls token
 _PADDED: dict[str, Any] = {"padding": ("patch_attention_mask",), **_PATCHES}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.jit._trace import is_tracing
 
+from turbovlm.maths import constants
 from turbovlm.maths.plan import Plan
 
 LOG_EMPTY = -1e4
@@ -81,5 +82,5 @@ def row_numbers(positions: Tensor, tokens: int) -> Tensor:
     batch = positions.shape[0]
     if batch == 1:
         return positions.flatten()
-    start = torch.arange(0, batch * tokens, tokens, device=positions.device)
+    start = constants.positions(0, batch * tokens, tokens, positions.device)
     return (positions + start.unsqueeze(1)).flatten()

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from turbovlm.maths.constants import positions
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -52,14 +54,13 @@ def complete(
     batch, r = source.shape
     device = source.device
     alive = source.new_ones(batch, tokens).scatter_(1, source, 0)
-    positions = torch.arange(tokens, device=device)
     if order is not None:
         rank = torch.empty_like(alive).index_copy_(1, order, alive[:, order].cumsum(1))
     else:
         rank = alive.cumsum(1)
     # survivors write their position to their rank, the merged ones to a spare first column
     keep = source.new_empty(batch, tokens - r + 1)
-    keep.scatter_(1, rank * alive, positions.expand(batch, -1))
+    keep.scatter_(1, rank * alive, positions(0, tokens, 1, device).expand(batch, -1))
     return Plan(source, destination, keep[:, 1:], rank.gather(1, destination) - 1, tokens), rank
 
 

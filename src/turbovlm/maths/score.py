@@ -128,7 +128,7 @@ def turbo(redundancy: Tensor, value: Tensor | None, context: Context) -> Tensor:
         return redundancy
     if context.alpha is not None:
         return torch.sub(redundancy, value, alpha=context.alpha * SEMANTIC_SCALE)
-    return redundancy - fitted_weight(redundancy, context) * value
+    return redundancy.addcmul(fitted_weight(redundancy, context), value, value=-1)
 
 
 @score("redundancy", guide=False)

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from turbovlm.maths.constants import positions
 from turbovlm.maths.hashing import random_integers
 
 
@@ -81,9 +82,10 @@ class EvenOdd:
         Even ones come first, then odd ones, so that later blocks pair other tokens. More than one
         prefix token, which the released code does not know, stay in front.
         """
-        positions = torch.arange(self.tokens, device=device)
-        even, odd = positions[self.first_source :: 2], positions[self.first_destination :: 2]
-        return torch.cat([positions[: self.prefix], even, odd])
+        first = positions(0, self.prefix, 1, device)
+        even = positions(self.first_source, self.tokens, 2, device)
+        odd = positions(self.first_destination, self.tokens, 2, device)
+        return torch.cat([first, even, odd])
 
     def sources(self, x: Tensor) -> Tensor:
         """A strided view: ``(B, S, ...)``."""
@@ -95,11 +97,13 @@ class EvenOdd:
 
     def source_positions(self, index: Tensor) -> Tensor:
         """``first_source + 2 index``."""
-        return index * 2 + self.first_source
+        every = positions(self.first_source, self.tokens, 2, index.device)
+        return every.take(index)
 
     def destination_positions(self, index: Tensor) -> Tensor:
         """``first_destination + 2 index``."""
-        return index * 2 + self.first_destination
+        every = positions(self.first_destination, self.tokens, 2, index.device)
+        return every.take(index)
 
 
 @dataclass(frozen=True)
@@ -149,13 +153,13 @@ def grid_sets(
     """
     height, width = grid
     down, across = cell
-    positions = torch.arange(height * width, device=device).view(height, width)
+    image = positions(0, height * width, 1, device).view(height, width)
     rows, columns = height // down, width // across
-    inside = positions[: rows * down, : columns * across]
+    inside = image[: rows * down, : columns * across]
     cells = inside.reshape(rows, down, columns, across).transpose(1, 2).reshape(-1, down * across)
     edge = [
-        positions[rows * down :].flatten(),
-        positions[: rows * down, columns * across :].flatten(),
+        image[rows * down :].flatten(),
+        image[: rows * down, columns * across :].flatten(),
     ]
     if seed is not None:
         count, members = cells.shape

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from turbovlm import kernels
 from turbovlm.errors import UnsupportedInput
 from turbovlm.maths.score import semantic_value
 
@@ -25,6 +26,7 @@ FUSED = F.scaled_dot_product_attention
 _PACKED = F.multi_head_attention_forward
 _PRODUCTS = frozenset((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm))
 _SOFTMAX = frozenset((torch.softmax, F.softmax, Tensor.softmax))
+_WATCHED = frozenset((FUSED, _PACKED)) | _PRODUCTS | _SOFTMAX
 
 Guide = Literal["cls", "mean"]
 Metric = Literal["key", "query"]
@@ -57,6 +59,8 @@ class Attention(TorchFunctionMode):
         calls: attentions seen; 0 at the end means that a kernel hid them.
         metric: ``(B, N, d)`` keys or queries averaged over heads.
         value: ``(B, N)`` fp32 semantic value A.
+        unit: ``(B, N, d)`` fp32 the metric at length 1, in place of it where a kernel looked.
+        logits: ``(B, H, N)`` fp32 of the guide, in place of the value likewise.
     """
 
     def __init__(
@@ -68,6 +72,8 @@ class Attention(TorchFunctionMode):
         self._rows = 0
         self.metric: Tensor | None = None
         self.value: Tensor | None = None
+        self.unit: Tensor | None = None
+        self.logits: Tensor | None = None
 
     def __torch_function__(
         self,
@@ -77,9 +83,9 @@ class Attention(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Route the first attention to one of those below, everything else straight on."""
+        if self.calls or func not in _WATCHED:
+            return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
-        if self.calls:
-            return func(*args, **kwargs)
         if func is FUSED:
             return self._fused(*args, **kwargs)
         if func is _PACKED:
@@ -115,13 +121,23 @@ class Attention(TorchFunctionMode):
                 "the attention is causal: a decoder's tokens cannot be merged, patch an encoder"
             )
         self.calls += 1
+        factor = query.shape[-1] ** -0.5 if scale is None else scale
+        fast = kernels.wanted(query, key, value)
         if self.look is not None:
-            self._keep(query, key)
+            row = None
             if self.look.guide is not None:
                 row = query[:, :, :1] if self.look.guide == "cls" else self._mean(query)
-                factor = query.shape[-1] ** -0.5 if scale is None else scale
-                self._measure(_row_logits(row, key) * factor)
+            if fast:
+                seen = key if self.look.metric == "key" else query
+                guide = None if row is None else row[:, :, 0]
+                self.unit, self.logits = kernels.look(seen, guide, self.bias, factor)
+            else:
+                self._keep(query, key)
+                if row is not None:
+                    self._measure(_row_logits(row, key) * factor)
         if self.bias is not None:
+            if fast and attn_mask is None and not dropout_p:
+                return kernels.attend(query, key, value, self.bias, factor)
             attn_mask = with_bias(attn_mask, self.bias[:, None, None].to(query.dtype))
         return FUSED(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **kwargs)
 

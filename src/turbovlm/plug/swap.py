@@ -98,7 +98,7 @@ def uninstall(module: nn.Module) -> None:
     What other plug-ins put on top stays: classes derived from ours are made anew without it, and
     forwards that call ours find the host's.
     """
-    _become(module, _without(type(module)))
+    _become(module, class_without(type(module)))
     module.__dict__.pop(_KEY, None)
 
 
@@ -162,7 +162,12 @@ def _become(module: nn.Module, cls: type[nn.Module]) -> None:
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
     """The module's class without ours: what was made from a patched model's class has it too."""
-    return _without(type(module))
+    return class_without(type(module))
+
+
+def host_forward(module: nn.Module) -> Callable[..., Any]:
+    """The forward of the module's class without ours, as a function of the module."""
+    return site_of(module).host.forward
 
 
 def unpatched_forward(
@@ -177,12 +182,12 @@ def unpatched_forward(
     return next(vars(c)["forward"] for c in after if "forward" in vars(c))(module, *args, **kwargs)
 
 
-def _without(cls: type[nn.Module]) -> type[nn.Module]:
+def class_without(cls: type[nn.Module]) -> type[nn.Module]:
     """The class as it would be without our mixin among its bases."""
     recipe = cls.__dict__.get("turbo_recipe")
     if recipe is not None:
         return recipe[1]
-    bases = tuple(_without(base) for base in cls.__bases__)
+    bases = tuple(class_without(base) for base in cls.__bases__)
     if bases == cls.__bases__:
         return cls
     body = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}

@@ -13,6 +13,7 @@ from turbovlm.maths.schedule import check_depth
 from turbovlm.maths.speedup import BlockCost
 from turbovlm.plug.encoder.block import BlockSite, TurboBlock
 from turbovlm.plug.encoder.find import Tower, find_towers
+from turbovlm.plug.encoder.mute import muted_branches
 from turbovlm.plug.encoder.row import Refusal, Row
 from turbovlm.plug.encoder.selfcheck import attention_extras, check_block
 from turbovlm.plug.encoder.state import EncoderPatch
@@ -78,7 +79,7 @@ def _patch_of(tower: Tower, config: Merge) -> EncoderPatch:
         guide=row.guide_of(tower.module),
         last=tower.reads in ("all", "pooled"),
         around=tower.around,
-        extras=attention_extras(first, row, prefix),
+        muted=muted_branches(row, first, attention_extras(first, row, prefix)),
         cost=_cost(first, row),
     )
 

@@ -7,21 +7,21 @@ return types stay the host's, and no forward is copied.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from turbovlm.errors import UnseenAttention, UnsupportedInput
+from turbovlm.errors import UnsupportedInput
+from turbovlm.kernels import choose_tokens, merge_tokens
 from turbovlm.maths.match import Padding, match, unit_rows
-from turbovlm.maths.merge import merge
 from turbovlm.maths.plan import Plan, collapsed
 from turbovlm.maths.schedule import removed_each
 from turbovlm.maths.sets import EvenOdd
 from turbovlm.plug.attention import Attention
 from turbovlm.plug.encoder.arguments import along, real_tokens
+from turbovlm.plug.encoder.half import NOTHING, run_half
 from turbovlm.plug.encoder.readers import watched
 from turbovlm.plug.encoder.state import EncoderCall, EncoderPatch
 from turbovlm.plug.encoder.tokens import Tokens
@@ -85,7 +85,7 @@ class TurboBlock(nn.Module):
         alone = not (call.declared or torch.compiler.is_compiling())
         before = patch.begin(call) if alone else None
         try:
-            y = _forward(self, super().forward, patch, call, layer, x, given)
+            y = _forward(self, patch, call, layer, x, given)
         finally:
             if alone:
                 patch.end(before)
@@ -93,11 +93,8 @@ class TurboBlock(nn.Module):
         return y
 
 
-Host = Callable[..., Tensor]
-
-
 def _forward(
-    block: TurboBlock, host: Host, patch: EncoderPatch, call: EncoderCall, layer: int, x: Tensor,
+    block: TurboBlock, patch: EncoderPatch, call: EncoderCall, layer: int, x: Tensor,
     given: dict[str, Any],
 ) -> Tensor:  # fmt: skip
     """One block: the host's forward whole, whole with sizes, or in halves with a merge between."""
@@ -107,7 +104,7 @@ def _forward(
     if tokens is None and r == 0:
         if patch.recorders:
             call.plans.append(None)
-        return host(x, **given)
+        return run_half(block, call, NOTHING, x, given)
     if tokens is None:
         tokens = _first_tokens(patch, call, x, given)
         full = tokens.order is not None
@@ -118,11 +115,10 @@ def _forward(
     along(patch.row, tokens, patch.prefix, given)
     plan = None
     if r == 0:
-        with Attention(tokens.bias) as seen:
-            y = host(x, **given)
-        check_seen(seen)
+        watch = patch.row.attention[0], Attention(tokens.bias)
+        y = run_half(block, call, NOTHING, x, given, watch=watch)
     else:
-        y, plan, tokens = _merging(host, patch, call, layer, x, r, tokens, given)
+        y, plan, tokens = _merging(block, patch, call, layer, x, r, tokens, given)
     call.tokens = tokens
     if patch.recorders:
         call.plans.append(plan)
@@ -151,67 +147,39 @@ def _first_tokens(
 
 
 def _merging(
-    host: Host, patch: EncoderPatch, call: EncoderCall, layer: int, x: Tensor, r: int,
+    block: TurboBlock, patch: EncoderPatch, call: EncoderCall, layer: int, x: Tensor, r: int,
     tokens: Tokens, given: dict[str, Any],
 ) -> tuple[Tensor, Plan, Tokens]:  # fmt: skip
     schedule = patch.schedule(tokens.start)
     collapses = schedule.collapses(layer, patch.depth)
-    y, seen = first_half(
-        host,
-        call,
-        patch,
-        Attention(tokens.bias, None if collapses else patch.look(tokens)),
-        x,
-        given,
-    )
+    seen = Attention(tokens.bias, None if collapses else patch.look(tokens))
+    watch = patch.row.attention[0], seen
+    y = run_half(block, call, patch.mlp_muted, x, given, watch=watch)
     padding = None
     if tokens.count is not None:
         own = removed_each(schedule, layer, patch.depth, tokens.count, patch.prefix)
         padding = Padding(tokens.count, own)
-    batch, length = y.shape[:2]
     if collapses:
-        plan = collapsed(batch, length, patch.prefix, y.device)
+        plan = collapsed(y.shape[0], y.shape[1], patch.prefix, y.device)
     else:
-        assert seen.metric is not None
-        plan = match(
-            unit_rows(seen.metric),
-            seen.value,
-            r,
-            EvenOdd(length, patch.prefix),
-            patch.rule,
-            layer,
-            share=patch.share,
-            padding=padding,
-        ).plan
-    y, size = merge(y, tokens.size, plan)
-    tokens = tokens.after(plan, size, None if padding is None else padding.removed)
-    return second_half(host, call, patch, y, given), plan, tokens
+        plan = _choose(patch, layer, seen, y.shape[1], r, padding)
+    y, size, bias = merge_tokens(y, tokens.size, plan)
+    tokens = tokens.after(plan, size, bias, None if padding is None else padding.removed)
+    return run_half(block, call, patch.attention_muted, y, given), plan, tokens
 
 
-def first_half(
-    host: Host, call: EncoderCall, patch: EncoderPatch, attention: Attention, x: Tensor,
-    given: dict[str, Any],
-) -> tuple[Tensor, Attention]:  # fmt: skip
-    """``x + attention(x)`` ``(B, N, C)``, and what was seen of the attention."""
-    call.muted = patch.mlp_muted
-    try:
-        with attention:
-            y = host(x, **given)
-    finally:
-        call.muted = None
-    check_seen(attention)
-    return y, attention
-
-
-def second_half(
-    host: Host, call: EncoderCall, patch: EncoderPatch, y: Tensor, given: dict[str, Any]
-) -> Tensor:
-    """``y + mlp(y)`` ``(B, N, C)``."""
-    call.muted = patch.attention_muted
-    try:
-        return host(y, **given)
-    finally:
-        call.muted = None
+def _choose(
+    patch: EncoderPatch, layer: int, seen: Attention, length: int, r: int, padding: Padding | None
+) -> Plan:
+    """Which tokens are merged, from what was seen of the attention."""
+    sets, rule = EvenOdd(length, patch.prefix), patch.rule
+    if seen.unit is not None:
+        return choose_tokens(
+            seen.unit, seen.logits, r, sets, rule, block=layer, share=patch.share, padding=padding
+        )
+    assert seen.metric is not None
+    unit = unit_rows(seen.metric)
+    return match(unit, seen.value, r, sets, rule, layer, share=patch.share, padding=padding).plan
 
 
 def restores(patch: EncoderPatch, call: EncoderCall, layer: int, block: nn.Module) -> bool:
@@ -223,12 +191,3 @@ def restores(patch: EncoderPatch, call: EncoderCall, layer: int, block: nn.Modul
         or (reading.last and layer == patch.depth - 1)
         or bool(block._forward_hooks and watched(block))
     )
-
-
-def check_seen(attention: Attention) -> None:
-    """Raise `UnseenAttention` where no attention was computed while the mode was open."""
-    if attention.calls == 0:
-        raise UnseenAttention(
-            "no attention computation was seen in the block: its kernel hides the keys; load the "
-            "model with attn_implementation='sdpa' (transformers) or fused_attn (timm)"
-        )

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from turbovlm.plug.encoder.row import Row
 
 
 class Zero(nn.Module):
@@ -19,17 +22,31 @@ class Zero(nn.Module):
     def __init__(self, extras: int | None) -> None:
         super().__init__()
         self.extras = extras
+        self._made: dict[tuple[Any, ...], Tensor] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """``(B, 1, 1)`` zeros, alone or followed by as many None as there are extras."""
         x = _first(args, kwargs)
-        return _as_returned(x.new_zeros(x.shape[0], 1, 1), self.extras)
+        return _as_returned(self._zeros(x), self.extras)
+
+    def _zeros(self, x: Tensor) -> Tensor:
+        if type(x) is not Tensor or torch.compiler.is_compiling():
+            return x.new_zeros(x.shape[0], 1, 1)
+        # made once: on a GPU filling three numbers is a launch like any other
+        key = (x.shape[0], x.dtype, x.device, torch.is_inference_mode_enabled())
+        if key not in self._made:
+            self._made[key] = x.new_zeros(x.shape[0], 1, 1)
+        return self._made[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_made": {}}
 
 
-class Residual(nn.Module):
-    """The residual stream itself, in place of a child that adds it and normalises (post-norm).
+class Unchanged(nn.Module):
+    """The first tensor that the child gets, as it came.
 
-    It is the first tensor that such a child gets: BERT's MLP output gets the branch before the
+    It stands for a norm inside a muted branch, whose output nothing reads, and for a child that
+    adds the residual and normalises (post-norm): BERT's MLP output gets the branch before the
     residual, but with the branch muted too both are the residual.
 
     Args:
@@ -45,22 +62,40 @@ class Residual(nn.Module):
         return _as_returned(_first(args, kwargs), self.extras)
 
 
-def stand_ins(
-    attention: tuple[str, ...], mlp: tuple[str, ...], extras: int | None, post_norm: bool
-) -> tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]]:
-    """What replaces the children of the attention branch and those of the MLP branch.
+class Muted:
+    """What replaces the children of one branch.
+
+    Attributes:
+        modules: by name, for a compiler.
+        calls: the same as plain functions, which cost less to call.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self.modules = dict(modules)
+        self.calls = {name: module.forward for name, module in modules.items()}
+
+    def __reduce__(self) -> Any:
+        return Muted, (self.modules,)
+
+
+def muted_branches(row: Row, block: nn.Module, extras: int | None) -> tuple[Muted, Muted]:
+    """The stand-ins for the attention branch and for the MLP branch.
 
     Args:
-        attention: names of the children, the attention module first.
-        mlp: likewise.
+        row: names their children.
+        block: one block of the kind.
         extras: what the attention module returns beside its tensor, see `Zero`.
-        post_norm: whether the children add the residual themselves.
     """
-    kind = Residual if post_norm else Zero
-    plain, first = kind(None), kind(extras)
-    if post_norm:
-        return dict.fromkeys(attention, first), dict.fromkeys(mlp, plain)
-    return dict.fromkeys(attention, plain) | {attention[0]: first}, dict.fromkeys(mlp, plain)
+    attention: dict[str, nn.Module] = {n: _stand_in(row, block, n) for n in row.attention}
+    if extras is not None:
+        kind = Unchanged if row.post_norm else Zero
+        attention[row.attention[0]] = kind(extras)
+    return Muted(attention), Muted({n: _stand_in(row, block, n) for n in row.mlp})
+
+
+def _stand_in(row: Row, block: nn.Module, name: str) -> nn.Module:
+    norm = "Norm" in type(getattr(block, name, None)).__name__
+    return Unchanged(None) if row.post_norm or norm else Zero(None)
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

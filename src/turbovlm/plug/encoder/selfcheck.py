@@ -12,14 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from turbovlm.errors import TurboError, UnsuitableBlock
-from turbovlm.plug.attention import Attention, Look
-from turbovlm.plug.encoder.block import (
-    BlockSite,
-    TurboBlock,
-    check_seen,
-    first_half,
-    second_half,
-)
+from turbovlm.plug.attention import Attention
+from turbovlm.plug.encoder.block import BlockSite, TurboBlock
+from turbovlm.plug.encoder.half import NOTHING, run_half
 from turbovlm.plug.encoder.row import Row
 from turbovlm.plug.encoder.state import UNDECLARED, EncoderCall, EncoderPatch
 from turbovlm.plug.names import attribute
@@ -86,26 +81,18 @@ def _compare(block: nn.Module, patch: EncoderPatch) -> None:
     twin = twin_of(block, host, device_of(block))
     x, rest = _tokens(twin, patch.prefix), required(twin, host, row)
     plain = host.forward(twin, x, **rest)
-    with Attention(None):  # it turns nn.MultiheadAttention's own kernel off
-        whole = host.forward(twin, x, **rest)
-    if not isinstance(whole, Tensor):
+    if not isinstance(plain, Tensor):
         raise UnsuitableBlock(
-            f"{name} returns {type(whole).__name__}, not a tensor: its row does "
+            f"{name} returns {type(plain).__name__}, not a tensor: its row does "
             "not fit this version of the host library; report it"
         )
     install([Swap(twin, TurboBlock, BlockSite(patch, (0,), host, parameters_of(host.forward)))])
-
-    def run(x: Tensor, **given: Any) -> Tensor:
-        return host.forward(twin, x, **given)
-
-    call = EncoderCall(UNDECLARED, declared=True)
-    before = patch.begin(call)
-    try:
-        look = Look(patch.metric, patch.guide)
-        y, seen = first_half(run, call, patch, Attention(None, look), x, rest)
-        y = second_half(run, call, patch, y, rest)
-    finally:
-        patch.end(before)
+    call, child = EncoderCall(UNDECLARED, declared=True), row.attention[0]
+    # watched too: that turns nn.MultiheadAttention's own kernel off
+    whole = run_half(twin, call, NOTHING, x, rest, watch=(child, Attention(None)))
+    seen = Attention(None, patch.look(None))
+    y = run_half(twin, call, patch.mlp_muted, x, rest, watch=(child, seen))
+    y = run_half(twin, call, patch.attention_muted, y, rest)
     if not torch.equal(whole, y):
         worst = (whole - y).abs().max().item()
         raise UnsuitableBlock(
@@ -119,11 +106,11 @@ def _compare(block: nn.Module, patch: EncoderPatch) -> None:
         raise UnsuitableBlock(
             f"the attention of {name} computes something else while it is watched: report it"
         ) from error
-    check_seen(seen)
-    if seen.metric is None or seen.metric.shape[:2] != x.shape[:2]:
+    metric = seen.metric if seen.unit is None else seen.unit
+    if metric is None or metric.shape[:2] != x.shape[:2]:
         raise UnsuitableBlock(
             f"the keys of {name} do not follow its tokens: {patch.metric} "
-            f"vectors of shape {None if seen.metric is None else tuple(seen.metric.shape)}"
+            f"vectors of shape {None if metric is None else tuple(metric.shape)}"
         )
 
 

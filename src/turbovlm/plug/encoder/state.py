@@ -16,7 +16,7 @@ from turbovlm.maths.schedule import Schedule, removed
 from turbovlm.maths.score import MEAN_WEIGHT
 from turbovlm.maths.speedup import BlockCost, schedule_for
 from turbovlm.plug.attention import Look, Metric
-from turbovlm.plug.encoder.mute import stand_ins
+from turbovlm.plug.encoder.mute import Muted
 from turbovlm.plug.encoder.tokens import Tokens
 from turbovlm.plug.encoder.trace import Trace
 from turbovlm.plug.state import Patch
@@ -99,13 +99,13 @@ class EncoderPatch(Patch[Merge, EncoderCall, Snapshot]):
         guide: what supplies the semantic value.
         last: whether all positions are needed after the last block.
         around: whether a reader around the tower said so, whichever of its methods runs.
-        extras: what the attention module returns beside its tensor, see `mute.Zero`.
+        muted: what stands for the attention branch and for the MLP branch.
         cost: of a block, for ``Merge(speedup=...)``.
     """
 
     def __init__(
         self, row: Row, config: Merge, *, depth: int, prefix: int, guide: Guide, last: bool,
-        around: bool, extras: int | None, cost: BlockCost,
+        around: bool, muted: tuple[Muted, Muted], cost: BlockCost,
     ) -> None:  # fmt: skip
         super().__init__(config)
         self.row, self.depth, self.prefix = row, depth, prefix
@@ -114,9 +114,7 @@ class EncoderPatch(Patch[Merge, EncoderCall, Snapshot]):
         self.guide: Guide | None = guide if self.rule.reads_value else None
         self.share = MEAN_WEIGHT if guide == "mean" else 1.0
         self.metric: Metric = "key" if config.preset is None else config.preset.metric
-        self.attention_muted, self.mlp_muted = stand_ins(
-            row.attention, row.mlp, extras, row.post_norm
-        )
+        self.attention_muted, self.mlp_muted = muted
         self._schedules: dict[int, Schedule] = {}
         self._fixed = None if config.speedup is not None else config.schedule
 

@@ -24,11 +24,11 @@ class Tokens:
         order: ``(B, N0)`` original positions in the order of the first plan, or None.
     """
 
-    def __init__(self, start: int, size: Tensor | None = None) -> None:
+    def __init__(self, start: int, size: Tensor | None = None, bias: Tensor | None = None) -> None:
         self.start = start
         self.plans: tuple[Plan, ...] = ()
         self.size = size
-        self.bias = None if size is None else size_bias(size)
+        self.bias = size_bias(size) if bias is None and size is not None else bias
         self.count: Tensor | None = None
         self.order: Tensor | None = None
         self._owner: tuple[int, Tensor | None] = 0, None
@@ -66,9 +66,16 @@ class Tokens:
         """N."""
         return self.start if self.size is None else self.size.shape[1]
 
-    def after(self, plan: Plan, size: Tensor, removed: Tensor | None) -> Tokens:
-        """The tokens after one more merge, which left these sizes ``(B, N - r)``."""
-        tokens = Tokens(self.start, size)
+    def after(self, plan: Plan, size: Tensor, bias: Tensor, removed: Tensor | None) -> Tokens:
+        """The tokens after one more merge.
+
+        Args:
+            plan: the merge.
+            size: ``(B, N - r)`` fp32 that it left.
+            bias: their logarithms.
+            removed: ``(B, 1)`` how many real tokens each sample lost; None without padding.
+        """
+        tokens = Tokens(self.start, size, bias)
         tokens.plans = (*self.plans, plan)
         tokens.order = self.order
         tokens._owner, tokens._position = self._owner, self._position

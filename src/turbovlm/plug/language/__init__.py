@@ -1,0 +1,1 @@
+"""Fewer visual tokens at the entry of a language model."""

@@ -1,0 +1,45 @@
+"""Which visual tokens of an image stayed, and who stands for the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ImageTrace:
+    """One image of the last prompt.
+
+    Attributes:
+        sample: row of the batch.
+        kept: ``(K,)`` indices among the image's tokens that stayed, ascending; newline tokens
+            among them.
+        owner: ``(n,)`` for each token of the image, the index of the kept one most similar to it.
+        merged: ``(n,)`` bool: averaged into its owner. The others were dropped.
+        column: ``(n,)`` where each token stood in the prompt.
+        place: ``(n, 3)`` frame (or tile), height and width of each token's centre, 0 to 1; None
+            where the tokens lie nowhere.
+    """
+
+    sample: int
+    kept: Tensor
+    owner: Tensor
+    merged: Tensor
+    column: Tensor
+    place: Tensor | None
+
+
+@dataclass(frozen=True)
+class VisualTrace:
+    """The last prompt with images.
+
+    Attributes:
+        before: tokens of the prompt, padding included.
+        after: tokens that the language model got.
+        images: one entry an image that lost tokens, in the order of the batch.
+    """
+
+    before: int
+    after: int
+    images: tuple[ImageTrace, ...]

@@ -14,8 +14,8 @@ test: lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff check src lab tests benchmarks examples
-	$(BIN)/ruff format --check src lab tests benchmarks examples
+	$(BIN)/ruff check src lab tests benchmarks examples docs/scripts
+	$(BIN)/ruff format --check src lab tests benchmarks examples docs/scripts
 	$(BIN)/pyright
 
 # the manual as a site in site/; built and read without a network

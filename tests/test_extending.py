@@ -5,18 +5,20 @@ Tasks and metrics have theirs beside the workbench's registries.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 import turbovlm
+from tests.workbench import build
 from turbovlm import hosts, reducers
 from turbovlm.config import Merge, MergeRestore, Setting
 from turbovlm.errors import ConfigError, UnknownArchitecture
@@ -25,7 +27,7 @@ from turbovlm.maths.score import Context
 from turbovlm.plug.reducer import Reducer
 from turbovlm.plug.state import Patch
 from turbovlm.plug.swap import Swap, plain_class
-from turbovlm_workbench.cli import main
+from turbovlm_workbench.cli.app import run_command
 
 
 @pytest.fixture(autouse=True)
@@ -104,11 +106,12 @@ def test_a_row_adds_an_encoder() -> None:
 
 
 def keep_first(redundancy: Tensor, value: Tensor | None, context: Context) -> Tensor:
-    """The last sources of the sequence go first."""
-    return torch.arange(redundancy.shape[1]).expand_as(redundancy).float()
+    """The later a source, the sooner it goes."""
+    places = torch.arange(redundancy.shape[1], device=redundancy.device)
+    return places.expand_as(redundancy).float()
 
 
-def vit() -> nn.Module:
+def vit() -> Any:
     torch.manual_seed(0)
     return timm.create_model("vit_tiny_patch16_224", depth=3).eval()
 
@@ -157,15 +160,21 @@ def test_a_score_adds_a_method_of_merge_and_restore() -> None:
     assert torch.equal(unet(*inputs).sample, plain)
 
 
-def test_a_score_adds_a_method_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["flops", "timm:vit_tiny_patch16_224", "--r", "8", "--method"]
-    assert main([*words, "keep_first"]) == 2
+def test_a_score_adds_a_method_of_the_command_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model, photos = build.vit_classifier(tmp_path / "vit"), build.noise(tmp_path / "photos", 2)
+    page = tmp_path / "page.html"
+    words = ["bench", str(model), "--images", str(photos), "--r", "4", "--rounds", "1"]
+    words += ["--html", str(page), "--method"]
+    assert run_command([*words, "keep_first"]) == 2
     assert "method must be one of turbo" in capsys.readouterr().err
     turbovlm.score("keep_first", guide=False)(keep_first)
-    assert main([*words, "keep_first", "redundancy"]) == 0
+    assert run_command([*words, "redundancy", "keep_first"]) == 0
     printed = capsys.readouterr().out
-    assert "keep_first r=8" in printed
-    assert "redundancy r=8" in printed
+    assert "keep_first r=4" in printed
+    assert "redundancy r=4" in printed
+    assert "keep_first r=4" in page.read_text()
 
 
 # A reducer: the blocks behind the first ones see fewer tokens, and none is merged.
@@ -206,9 +215,8 @@ def plan_drop(model: nn.Module, config: Drop) -> Sequence[Swap]:
 
 
 @pytest.fixture
-def with_drop(registries: None) -> Iterator[None]:
+def with_drop(registries: None) -> None:
     turbovlm.register_reducer(Reducer(Drop, plan_drop))
-    yield
 
 
 @torch.no_grad()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import posixpath
 import re
+from typing import Any
 
 LINK = re.compile(r"(?<!!)\[([^]]+)\]\((\.\./[^)]+)\)")
 
 
-def on_page_markdown(markdown: str, page, **_: object) -> str:  # noqa: ANN001
+def on_page_markdown(markdown: str, page: Any, **_: object) -> str:
     """Called by mkdocs for every page."""
     folder = posixpath.dirname(page.file.src_uri)
 

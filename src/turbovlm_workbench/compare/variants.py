@@ -13,6 +13,7 @@ from torch import nn
 import turbovlm
 from turbovlm.config import Merge
 from turbovlm.errors import ModelError, NothingToPatch
+from turbovlm.maths.score import find_score
 from turbovlm_workbench.compare.rows import FUSED, UNMERGED
 from turbovlm_workbench.tasks.base import Task
 
@@ -41,7 +42,7 @@ def merge_settings(
     Args:
         rs: tokens removed per block.
         methods: names, see `Merge`.
-        alphas: of the method that uses it, turbo; None keeps the default.
+        alphas: of the methods that use it; None keeps the default.
         inflections: shapes of the schedule, see `Merge`.
         collapse: of all of them, see `Merge`.
 
@@ -52,7 +53,7 @@ def merge_settings(
         Merge(
             r=r,
             method=method,
-            alpha=alpha if method == "turbo" else None,
+            alpha=alpha if "alpha" in find_score(method).options else None,
             inflection=shape,
             collapse=collapse,
         )

@@ -12,6 +12,7 @@ from torch import nn
 import turbovlm
 from turbovlm.config import Merge
 from turbovlm.errors import ModelError, NothingToPatch
+from turbovlm.maths.score import find_score
 from turbovlm_workbench.compare.rows import FUSED
 from turbovlm_workbench.load.loaded import UNMERGED
 from turbovlm_workbench.load.share import share_weights
@@ -42,7 +43,7 @@ def merge_settings(
     Args:
         rs: tokens removed per block.
         methods: names, see `Merge`.
-        alphas: of the method that uses it, turbo; None keeps the default.
+        alphas: of the methods that use it; None keeps the default.
         inflections: shapes of the schedule, see `Merge`.
         collapse: of all of them, see `Merge`.
 
@@ -53,7 +54,7 @@ def merge_settings(
         Merge(
             r=r,
             method=method,
-            alpha=alpha if method == "turbo" else None,
+            alpha=alpha if "alpha" in find_score(method).options else None,
             inflection=shape,
             collapse=collapse,
         )

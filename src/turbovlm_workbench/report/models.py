@@ -11,7 +11,9 @@ from turbovlm.plug.denoiser.row import Denoiser
 from turbovlm.plug.encoder.row import Refusal, Row
 
 DENOISER_HEADERS = ("denoiser", "merged and restored", "left alone", "example")
-HEADERS = ("library", "encoder", "tokens", "prefix", "guide", "output", "example")
+HEADERS = ("library", "encoder", "tokens", "prefix", "guide", "short for", "example")
+
+ANY_DECODER = "VisionEncoderDecoderModel"  # named once, in the introduction
 
 INTRODUCTION = """\
 # Supported models
@@ -28,11 +30,12 @@ says it for a model by name.
 
 - **prefix**: tokens (cls, distillation, registers) that are never merged.
 - **guide**: whose attention is the semantic value: the cls token's, or the mean query's.
-- **output**: whether the sequence stays short, or all positions are put back because
-  what reads the encoder averages, attends over or counts them. Where a model names another layer
-  (LLaVA's `vision_feature_layer`), they are put back there too.
-- Text encoders are merged only when they are given to `apply` themselves: a caption is short, and
-  its r is another. Padding has size 0 and leaves first.
+- **short for**: which models get the short sequence, because they read the cls token alone or
+  attend over the tokens, however many there are; for rows of transformers a
+  VisionEncoderDecoderModel too. Everything else that reads the encoder, or one of its layers, gets
+  a value for every position.
+- Text encoders are merged only when they are given to `apply` themselves: a caption is short and
+  needs a smaller r. Padding has size 0 and is merged away first.
 """
 
 DENOISERS = """
@@ -110,9 +113,10 @@ def _cells(row: Row) -> list[str]:
 
 
 def _kept(row: Row) -> str:
-    """Who gets fewer tokens; everybody else gets every position."""
+    """Which models get the short sequence; all others get every position."""
     own = {"cls": "its own forward", "tokens": "its own forward"}.get(row.reads)
-    readers = [_short(n) for n, reads in row.readers.items() if reads in ("cls", "tokens")]
+    names = [_short(n) for n, reads in row.readers.items() if reads in ("cls", "tokens")]
+    readers = [name for name in names if name != ANY_DECODER]
     if row.pool:
         own = "its own forward, pooling by cls"
     return ", ".join(filter(None, (own, *readers))) or "none"

@@ -18,6 +18,7 @@ STYLES = {
     "semantics": ("#009e73", "^"),
     "random": ("#8a8a8a", "D"),
 }
+OTHER_STYLES = (("#cc79a7", "P"), ("#e69f00", "X"), ("#56b4e9", "v"))  # of registered scores
 TEXT = "#010203"  # stands for the page's text colour, see `trade_off`
 WIDTH, HEIGHT = 5.2, 4.0  # inches, of one panel
 
@@ -54,7 +55,7 @@ def _panel(axes: Any, report: BenchReport, measure: Measure) -> None:
     axes.axvline(1, color=TEXT, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.6)
     ends: list[tuple[float, float, str, str]] = []
     for method, rows in by_method(report).items():
-        colour, marker = STYLES[method]
+        colour, marker = style_of(method, report)
         x = [row.speedup.value for row in rows]
         y = [scale * row.quality[measure.key] for row in rows]
         low = [row.speedup.low for row in rows]
@@ -78,6 +79,14 @@ def _panel(axes: Any, report: BenchReport, measure: Measure) -> None:
     axes.xaxis.set_major_formatter("{x:g}x")
     dress(axes, measure, TEXT)
     _name_lines(axes, ends)
+
+
+def style_of(method: str, report: BenchReport) -> tuple[str, str]:
+    """Colour and marker of a method; registered ones get theirs in the order of the report."""
+    if method in STYLES:
+        return STYLES[method]
+    own = [name for name in by_method(report) if name not in STYLES]
+    return OTHER_STYLES[own.index(method) % len(OTHER_STYLES)]
 
 
 def by_method(report: BenchReport) -> dict[str, list[BenchRow]]:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from turbovlm.errors import require
 from turbovlm_workbench.compare.sweep import Sweep
-from turbovlm_workbench.report.plot import STYLES, by_method, dress
+from turbovlm_workbench.report.plot import by_method, dress, style_of
 from turbovlm_workbench.report.table import bench_cells, bench_notes, headers
 
 KINDS = (".svg", ".png")
@@ -64,7 +64,7 @@ def draw_sweep(sweep: Sweep, path: Path) -> None:
         figure = Figure(figsize=(8, 5), layout="constrained")
         axes: Any = figure.subplots()
         for method, rows in by_method(report).items():
-            colour, marker = STYLES[method]
+            colour, marker = style_of(method, report)
             x = [row.throughput for row in rows]
             y = [scale * row.quality["loss"] for row in rows]
             axes.scatter(x, y, color=colour, marker=marker, s=30, alpha=0.6, label=method)

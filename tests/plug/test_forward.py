@@ -16,6 +16,7 @@ import turbovlm
 from tests.hosts.zoo import SIZES, TEXT, TIMM, padding, pixels, wild, words
 from turbovlm import Merge, errors
 from turbovlm.maths.schedule import lengths
+from turbovlm.plug.swap import site_of
 
 
 def vit(**fields: Any) -> Any:
@@ -379,3 +380,18 @@ def test_a_wanted_speedup_is_resolved_for_each_length() -> None:
         turbovlm.applied(model, Merge(speedup=9)),
     ):
         model(x)
+
+
+def test_training_remembers_no_more_than_what_lives() -> None:
+    model: Any = vit().train()
+    turbovlm.apply(model, Merge(r=5))
+    memory = site_of(model).patch.memory
+    for step in range(4):
+        model(pixels(seed=step)).sum().backward()
+    assert len(memory) <= 4  # one forward's blocks
+    losses = [model(pixels(seed=step)).sum() for step in range(3)]
+    assert len(memory) == 3 * 4  # three forwards are alive
+    del losses
+    with torch.no_grad():
+        model(pixels())
+    assert len(memory) <= 4

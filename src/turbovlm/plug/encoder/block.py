@@ -40,7 +40,7 @@ class BlockSite:
 
 
 class TurboBlock(nn.Module):
-    """Mixed in front of the host's block class; ``super().forward`` is the host's own."""
+    """Mixed in front of the host's block class, whose own forward it runs."""
 
     turbo_site: BlockSite
 

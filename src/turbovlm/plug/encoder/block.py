@@ -81,11 +81,11 @@ class TurboBlock(nn.Module):
                 "turbovlm.remove(model) first"
             )
         training = self.training or torch.is_grad_enabled()
-        call, layer = patch.enter(site.layers, x, training)
+        call, layer = patch.enter(site.layers, x, training, watched(self))
         alone = not (call.declared or torch.compiler.is_compiling())
         before = patch.begin(call) if alone else None
         try:
-            y = _forward(self, super().forward, patch, call, layer, x, given)
+            y = _forward(super().forward, patch, call, layer, x, given)
         finally:
             if alone:
                 patch.end(before)
@@ -97,7 +97,7 @@ Host = Callable[..., Tensor]
 
 
 def _forward(
-    block: TurboBlock, host: Host, patch: EncoderPatch, call: EncoderCall, layer: int, x: Tensor,
+    host: Host, patch: EncoderPatch, call: EncoderCall, layer: int, x: Tensor,
     given: dict[str, Any],
 ) -> Tensor:  # fmt: skip
     """One block: the host's forward whole, whole with sizes, or in halves with a merge between."""
@@ -126,7 +126,7 @@ def _forward(
     call.tokens = tokens
     if patch.recorders:
         call.plans.append(plan)
-    call.full = restores(patch, call, layer, block)
+    call.full = call.reading.needs(layer, patch.depth)
     return tokens.restore(y) if call.full else y
 
 
@@ -212,17 +212,6 @@ def second_half(
         return host(y, **given)
     finally:
         call.muted = None
-
-
-def restores(patch: EncoderPatch, call: EncoderCall, layer: int, block: nn.Module) -> bool:
-    """Whether all positions are read after this block."""
-    reading = call.reading
-    return (
-        reading.every
-        or layer in reading.layers
-        or (reading.last and layer == patch.depth - 1)
-        or bool(block._forward_hooks and watched(block))
-    )
 
 
 def check_seen(attention: Attention) -> None:

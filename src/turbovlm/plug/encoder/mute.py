@@ -46,7 +46,12 @@ class Residual(nn.Module):
 
 
 def stand_ins(
-    attention: tuple[str, ...], mlp: tuple[str, ...], extras: int | None, post_norm: bool
+    attention: tuple[str, ...],
+    mlp: tuple[str, ...],
+    extras: int | None,
+    *,
+    post_norm: bool,
+    mlp_adds: bool,
 ) -> tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]]:
     """What replaces the children of the attention branch and those of the MLP branch.
 
@@ -54,13 +59,13 @@ def stand_ins(
         attention: names of the children, the attention module first.
         mlp: likewise.
         extras: what the attention module returns beside its tensor, see `Zero`.
-        post_norm: whether the children add the residual themselves.
+        post_norm: whether all children add the residual themselves.
+        mlp_adds: whether those of the MLP branch do.
     """
-    kind = Residual if post_norm else Zero
-    plain, first = kind(None), kind(extras)
+    muted_mlp = dict.fromkeys(mlp, (Residual if post_norm or mlp_adds else Zero)(None))
     if post_norm:
-        return dict.fromkeys(attention, first), dict.fromkeys(mlp, plain)
-    return dict.fromkeys(attention, plain) | {attention[0]: first}, dict.fromkeys(mlp, plain)
+        return dict.fromkeys(attention, Residual(extras)), muted_mlp
+    return dict.fromkeys(attention, Zero(None)) | {attention[0]: Zero(extras)}, muted_mlp
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

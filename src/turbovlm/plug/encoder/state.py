@@ -124,7 +124,7 @@ class EncoderPatch(Patch[Merge, EncoderCall, Snapshot]):
         self.share = MEAN_WEIGHT if guide == "mean" else 1.0
         self.metric: Metric = "key" if config.preset is None else config.preset.metric
         self.attention_muted, self.mlp_muted = stand_ins(
-            row.attention, row.mlp, extras, row.post_norm
+            row.attention, row.mlp, extras, post_norm=row.post_norm, mlp_adds=row.mlp_adds
         )
         self._schedules: dict[int, Schedule] = {}
         self._fixed = None if config.speedup is not None else config.schedule

@@ -170,6 +170,7 @@ STAGES: dict[str, Any] = {
     "reshape_hidden_states": False,
     "apply_layernorm": False,
 }
+LABELS: dict[str, Any] = {"num_labels": 3}
 NECK: dict[str, Any] = {"neck_hidden_sizes": [8, 8, 8, 8], "fusion_hidden_size": 8}
 
 
@@ -196,7 +197,7 @@ def dpt_around_dinov2() -> nn.Module:
 
 
 def dpt_segmentation() -> nn.Module:
-    config = hf.DPTConfig(**SIZES, **NECK, backbone_out_indices=[0, 1, 2, 3], num_labels=3)
+    config = hf.DPTConfig(**SIZES, **NECK, **LABELS, backbone_out_indices=[0, 1, 2, 3])
     return hf.DPTForSemanticSegmentation(config)
 
 
@@ -205,7 +206,7 @@ def upernet() -> nn.Module:
         hf.UperNetConfig(
             backbone_config=backbone(reshape_hidden_states=True),
             hidden_size=8,
-            num_labels=3,
+            **LABELS,
             pool_scales=[1, 2],
             auxiliary_channels=8,
             auxiliary_in_channels=48,
@@ -260,7 +261,7 @@ WHISPER: dict[str, Any] = {
 
 @torch.no_grad()
 def test_word_timestamps_are_refused() -> None:
-    config = hf.WhisperConfig(**WHISPER, attn_implementation="eager")
+    config = hf.WhisperConfig(**WHISPER | {"attn_implementation": "eager"})
     model: Any = wild(hf.WhisperForConditionalGeneration(config))
     model.generation_config.alignment_heads = [[0, 0]]
     options = {"return_token_timestamps": True, "max_new_tokens": 3}

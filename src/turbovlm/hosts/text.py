@@ -24,7 +24,7 @@ def _row(package: str, module: str, block: str, tower: str, **fields: Any) -> Ro
         modality="text",
         mask="attention_mask",
         padding=("attention_mask",),
-        aside=("encoder_hidden_states", "encoder_attention_mask"),
+        aside=("encoder_hidden_states", "encoder_attention_mask", "position_ids"),
         **fields,
     )
 

@@ -165,7 +165,8 @@ def match(
     source = sets.source_positions(chosen)
     destination = sets.destination_positions(goals.gather(1, chosen))
     if padding is not None:
-        source, destination = _with_padding(source, destination, padding, tokens)
+        first = sets.destination_positions(chosen.new_zeros(()))
+        source, destination = _with_padding(source, destination, padding, tokens, first)
     order = None
     if rule.released_order and isinstance(sets, EvenOdd):
         order = sets.released_order(unit.device)
@@ -193,11 +194,15 @@ def _random_pairs(
 
 
 def _with_padding(
-    source: Tensor, destination: Tensor, padding: Padding, tokens: int
+    source: Tensor, destination: Tensor, padding: Padding, tokens: int, first: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Keep the first ``padding.removed`` pairs of each sample; padding goes for the others."""
+    """Keep the first ``padding.removed`` pairs of each sample; padding goes for the others.
+
+    Padding has size 0, so that it changes no mean, but what it goes into must survive: the
+    ``first`` destination does where real tokens are merged, and everything real where none is.
+    """
     index = torch.arange(source.shape[1], device=source.device)
     own = index < padding.removed
     last = tokens - 1 - (index - padding.removed)
-    # padding has size 0: it takes part in the mean of no group, so any destination will do
-    return torch.where(own, source, last), torch.where(own, destination, 0)
+    goal = torch.where(padding.removed > 0, first, 0)
+    return torch.where(own, source, last), torch.where(own, destination, goal)

@@ -145,6 +145,11 @@ def _first_tokens(
             "the paper's preset (Merge.paper) knows no padding: give samples of one length, or use "
             "Merge"
         )
+    if patch.config.speedup is not None:
+        raise UnsupportedInput(
+            "Merge(speedup=...) fits r to the length of the batch, so that with padding an answer "
+            "would depend on its neighbours: give r or ratio, or samples of one length"
+        )
     return Tokens.padded(real, patch.prefix)
 
 

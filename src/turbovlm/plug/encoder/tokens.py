@@ -38,18 +38,19 @@ class Tokens:
     def padded(cls, real: Tensor, prefix: int) -> Tokens:
         """Tokens some of which are padding: real ones come first, in their order.
 
-        So a sample's partition does not depend on the padding of its batch. The prefix and one
-        token more always count as real: a sample must not be empty.
+        So a sample's partition does not depend on the padding of its batch, whichever side it is
+        on: the prefix are the first real tokens. The first tokens, one more than the prefix,
+        always count as real: a sample must not be empty.
 
         Args:
             real: ``(B, N)`` bool.
             prefix: number of prefix tokens.
         """
-        leading = torch.arange(real.shape[1], device=real.device) <= prefix
-        real = real | leading
         order = real.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
-        tokens = cls(real.shape[1], real.gather(1, order).float())
-        tokens.count = real.sum(1, keepdim=True)
+        count = real.sum(1, keepdim=True).clamp_min(prefix + 1)
+        places = torch.arange(real.shape[1], device=real.device)
+        tokens = cls(real.shape[1], (places < count).float())
+        tokens.count = count
         tokens.order = order
         tokens._owner, tokens._position = (0, inverse(order)), (0, order)
         return tokens

@@ -40,7 +40,7 @@ class Run:
         found = [recorder.found() for recorder in self._recorders]
         wanted = found if kind is None else [r for r in found if isinstance(r, kind)]
         if not wanted and any(record is not None for record in found):
-            raise NotApplied("this model records no such thing: run.records() returns what it records")
+            raise NotApplied("this model records no such thing: run.records() returns all")
         if not wanted or any(record is None for record in wanted):
             raise NotApplied("nothing is recorded yet: run the model first")
         return tuple(wanted)

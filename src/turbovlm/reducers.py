@@ -45,7 +45,10 @@ def setting_of(told: dict[str, object]) -> Setting:
     """
     kind = told.get("kind", Merge.kind)
     if kind not in _REDUCERS:
-        raise ConfigError(f"a setting of the kind {kind!r} is stored, but no reducer of it is registered")
+        raise ConfigError(
+            f"a setting of the kind {kind!r} is stored, but nothing registered handles it: import "
+            "the package that adds it, or give apply a setting"
+        )
     return _REDUCERS[str(kind)].config.from_dict(told)
 
 

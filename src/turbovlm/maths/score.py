@@ -22,7 +22,7 @@ alpha means what the paper's tables mean, so ``alpha=6`` weighs A by 180."""
 
 MEAN_WEIGHT = 0.2
 """Share of the fitted weight where no cls token guides. The attention of the mean query says
-less: in encoders it helps a little at a fifth of the weight, and at the full weight it does harm."""
+less: in encoders it helps a little at a fifth of the weight, and does harm at the full weight."""
 
 COPY = 1e-6
 """Smallest distance 1 - R that is distinguished from 0: about the precision of a cosine in fp32."""

@@ -216,7 +216,8 @@ class Attention(TorchFunctionMode):
 def with_bias(mask: Tensor | None, bias: Tensor) -> Tensor:
     """A mask of fused attention with ``bias`` ``(B, 1, 1, N)`` of the logits in it.
 
-    The bias comes in the query's dtype: with a wider mask some kernels silently compute another result.
+    The bias comes in the query's dtype: with a wider mask some kernels silently compute a wrong
+    result.
     """
     if mask is None:
         return bias

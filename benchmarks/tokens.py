@@ -24,12 +24,12 @@ from rich.table import Table
 from tokens_models import SHAPES, Shape
 from torch import Tensor
 
+import turbovlm
 from turbovlm.config.visual_tokens import VisualTokens
-from turbovlm.hosts.language import REFUSALS, ROWS
 from turbovlm.measure import Variant, compare, environment, peak_memory
-from turbovlm.plug.language import apply as language
 from turbovlm.plug.language.shorten import shorten
-from turbovlm.plug.language.state import Call
+from turbovlm.plug.language.state import LanguageCall
+from turbovlm.plug.swap import site_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -51,11 +51,8 @@ class Bench:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        language.apply_rows(self.model, self.config, ROWS, REFUSALS)
-        try:
+        with turbovlm.applied(self.model, self.config, record=False):
             yield
-        finally:
-            language.remove_rows(self.model)
 
     def first(self) -> Tensor:
         """Logits of the first token, whole model."""
@@ -97,8 +94,8 @@ class Bench:
         handle.remove()
 
         def run() -> object:
-            patch = language.patches_of(self.model)[0]
-            call = Call(self.full["input_ids"], self.full["attention_mask"])
+            patch = site_of(self.model.model).patch
+            call = LanguageCall(self.full["input_ids"], self.full["attention_mask"])
             call.features["image"] = features.pooler_output
             with patch.running(call):
                 return shorten(patch, module, seen)

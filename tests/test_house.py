@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,8 @@ SOURCE = Path(turbovlm.__file__).parent
 WORKBENCH = Path(turbovlm_workbench.__file__).parent
 LAB = Path(turbovlm_lab.__file__).parent
 # from the ground up; a floor may import its own and those before it. Rooms of ``plug`` beside one
-# another (encoder, denoiser) share what lies below them, and nothing else.
-FLOORS = [
+# another (encoder, denoiser, language) share what lies below them, and nothing else.
+LIBRARY_FLOORS = [
     {"errors"},
     {"maths"},
     {"config"},
@@ -33,53 +34,83 @@ FLOORS = [
     {"api"},
     {"measure"},
 ]
-LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 ROOMS = {"plug.encoder", "plug.denoiser", "plug.language"}
+WORKBENCH_FLOORS = [
+    {"checkpoint", "extensions"},
+    {"data", "metrics"},
+    {"paper"},
+    {"load"},
+    {"generation"},
+    {"tasks"},
+    {"run"},
+    {"compare"},
+    {"tune"},
+    {"demo"},
+    {"report"},
+    {"cli"},
+]
+LAB_FLOORS = [
+    {"scenes", "grammar"},
+    {"kinds"},
+    {"questions", "pairs"},
+    {"captioner"},
+    {"data", "heads", "looking", "painter"},
+    {"export", "evaluate", "lessons"},
+    {"train", "train_heads"},
+    {"train_painter"},
+]
+HOUSES = [(SOURCE, LIBRARY_FLOORS), (WORKBENCH, WORKBENCH_FLOORS), (LAB, LAB_FLOORS)]
 
 
-def part_of(name: str) -> str:
-    """The part of the library that a dotted name below turbovlm belongs to."""
-    first = ".".join(name.split(".")[:2])
-    return first if first in ROOMS else name.split(".")[0]
+def modules(path: Path) -> set[str]:
+    """Dotted names of what a file imports, with the names that are taken from them."""
+    return _imported(ast.walk(ast.parse(path.read_text())))
 
 
-def imports(path: Path) -> set[str]:
-    """Parts of the library that a file imports when it is loaded itself."""
+def loaded(path: Path) -> set[str]:
+    """The same without what functions import: that loads later."""
+    return _imported(ast.parse(path.read_text()).body)
+
+
+def _imported(nodes: Iterable[ast.AST]) -> set[str]:
     found: set[str] = set()
-    for node in ast.parse(path.read_text()).body:  # not inside functions: those load later
-        names: list[str] = []
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{a.name}" for a in node.names]
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
-            names = [a.name for a in node.names]
-        found |= {part_of(n.partition(".")[2]) for n in names if n.startswith("turbovlm.")}
-    return found & set(LEVEL)
+            found |= {alias.name for alias in node.names}
+    return found
 
 
-def test_imports_point_down_only() -> None:
-    wrong = []
-    for path in SOURCE.rglob("*.py"):
-        dotted = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
-        part = part_of(dotted)
-        if part in ("__init__", "__main__"):
-            continue
-        assert part in LEVEL, f"{part} has no floor: add it to the plan"
-        for name in imports(path):
-            beside = part in ROOMS and name in ROOMS and name != part
-            if beside or LEVEL[name] > LEVEL[part]:
-                wrong.append(f"{dotted} -> {name}")
-    assert wrong == []
+def room_of(dotted: str) -> str:
+    """The room that a name below a package belongs to."""
+    first = ".".join(dotted.split(".")[:2])
+    return first if first in ROOMS else dotted.split(".")[0]
 
 
 def packages(path: Path) -> set[str]:
     """Names of the packages that a file imports."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            found.add((node.module or "").split(".")[0])
-        elif isinstance(node, ast.Import):
-            found |= {a.name.split(".")[0] for a in node.names}
-    return found
+    return {name.split(".")[0] for name in modules(path)}
+
+
+@pytest.mark.parametrize(("root", "floors"), HOUSES, ids=lambda value: getattr(value, "name", ""))
+def test_imports_point_down_only(root: Path, floors: list[set[str]]) -> None:
+    level = {name: number for number, names in enumerate(floors) for name in names}
+    wrong = []
+    for path in root.rglob("*.py"):
+        dotted = ".".join(path.relative_to(root).with_suffix("").parts)
+        room = room_of(dotted)
+        if room in ("__init__", "__main__"):
+            continue
+        assert room in level, f"{room} has no floor: add it to the plan"
+        own = (
+            n.removeprefix(f"{root.name}.") for n in loaded(path) if n.startswith(root.name + ".")
+        )
+        for other in {room_of(name) for name in own} & set(level):
+            beside = room in ROOMS and other in ROOMS and other != room
+            if beside or level[other] > level[room]:
+                wrong.append(f"{dotted} -> {other}")
+    assert wrong == []
 
 
 def test_the_library_knows_neither_workbench_nor_lab() -> None:
@@ -114,6 +145,27 @@ def test_the_library_needs_torch_only() -> None:
         assert packages(path) <= allowed | ({"triton"} if kernel else set()), path.name
 
 
+def test_the_library_imports_where_only_torch_is_installed() -> None:
+    code = (
+        "import sys\n"
+        "for name in 'numpy PIL safetensors rich typer transformers timm'.split():\n"
+        "    sys.modules[name] = None\n"  # an import of it fails, as if it were not installed
+        "import importlib, pkgutil, turbovlm\n"
+        "found = [m.name for m in pkgutil.walk_packages(turbovlm.__path__, 'turbovlm.')]\n"
+        "for name in found:\n"
+        "    if not name.endswith('__main__'):\n"
+        "        importlib.import_module(name)\n"
+        "for name in turbovlm.__all__:\n"
+        "    getattr(turbovlm, name)\n"
+        "print(len(found), [m for m in sys.modules if m.startswith('turbovlm_')])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    number, _, above = done.stdout.strip().partition(" ")
+    assert int(number) > 30
+    assert above == "[]"
+
+
 def test_maths_knows_no_host() -> None:
     standard = {"__future__", "collections", "contextlib", "dataclasses", "fractions", "functools"}
     standard |= {"math", "typing"}
@@ -133,6 +185,7 @@ def test_exports_are_pinned() -> None:
         "MergeRestore",
         "Row",
         "TurboError",
+        "VisualTokens",
         "applied",
         "apply",
         "flops",

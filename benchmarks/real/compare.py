@@ -25,7 +25,8 @@ import turbovlm
 from turbovlm_workbench.run.processes import Processes
 from turbovlm_workbench.run.result import difference
 from turbovlm_workbench.run.runner import SCORES, RunPlan, run_task
-from turbovlm_workbench.tasks.evaluate.build import TASKS, Request, build
+from turbovlm_workbench.tasks.registry import build_task, scored_tasks
+from turbovlm_workbench.tasks.request import Request
 
 METHODS = ("turbo", "redundancy", "semantics")
 
@@ -34,7 +35,7 @@ def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("task", choices=TASKS)
+    p.add_argument("task", choices=scored_tasks())
     p.add_argument("--model", required=True)
     p.add_argument("--weights", type=Path, metavar="FILE")
     p.add_argument("--data", type=Path, required=True)
@@ -59,7 +60,7 @@ def main() -> None:
         args.model, args.data, args.images, args.answers, weights=args.weights, beams=args.beams,
         top=args.top, limit=args.limit,
     )  # fmt: skip
-    evaluation = build(args.task, request)
+    task = build_task(args.task, request)
     merges = [turbovlm.Merge.from_dict({"r": r, "method": m}) for r in args.r for m in args.method]
     rows: list[dict[str, Any]] = []
     processes = Processes(0, 1, torch.device("cpu"))
@@ -71,7 +72,7 @@ def main() -> None:
             asked = {"beams": args.beams, "top": args.top, "dtype": "fp32"}
             plan = RunPlan(folder, processes, args.batch, torch.float32, 0, asked)
             done = run_task(
-                evaluation, merge, plan,
+                task, merge, plan,
                 lambda stage, now, all_, name=name: bar.update(
                     shown, description=f"{name} {stage}", completed=now, total=all_
                 ),
@@ -85,8 +86,9 @@ def main() -> None:
             if args.json:
                 args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     first, *others = rows
-    assert any(row[m.key] != first[m.key] for row in others for m in evaluation.measures)
-    Console(width=180).print(table(evaluation.measures, rows))
+    measures = [m for m in task.measures if m.key in first]
+    assert any(row[m.key] != first[m.key] for row in others for m in measures)
+    Console(width=180).print(table(measures, rows))
 
 
 def table(measures: Any, rows: list[dict[str, Any]]) -> Table:

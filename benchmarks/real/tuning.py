@@ -28,9 +28,9 @@ import turbovlm
 from turbovlm.measure import compare
 from turbovlm_workbench.compare.bench import BenchPlan
 from turbovlm_workbench.data.images import ImageFolder
-from turbovlm_workbench.load.models import load, with_labels
 from turbovlm_workbench.report.tune import tune_lines, tune_table
-from turbovlm_workbench.tasks.base import batches
+from turbovlm_workbench.tasks.image import batches
+from turbovlm_workbench.tasks.registry import load_task
 from turbovlm_workbench.tune.tune import Tuned, tune
 
 FLICKR = 300
@@ -103,8 +103,8 @@ def main() -> None:
     args = parse()
     mine, others = photographs(args.data, args.photos)
     weights = args.data / "vit_tiny_augreg" / "vit_tiny_patch16_224.safetensors"
-    task = load("timm:vit_tiny_patch16_224", weights)
-    labelled = with_labels(task, mine.labels if args.labels else None)
+    task = load_task("timm:vit_tiny_patch16_224", weights)
+    labelled = task.with_labels(mine.labels if args.labels else None)
     timer = partial(compare, rounds=args.rounds, clock=args.clock)
     found = tune(labelled, mine, args.max_loss, BenchPlan(args.batch), timer=timer)
     console = Console(width=160)

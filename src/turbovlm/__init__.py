@@ -4,6 +4,7 @@
 
     turbovlm.apply(model, turbovlm.Merge(r=16))              # in place
     turbovlm.apply(pipe, turbovlm.MergeRestore(ratio=0.3))   # a pipeline of diffusers
+    turbovlm.apply(vlm, turbovlm.VisualTokens(keep=0.25))    # fewer tokens for a language model
     turbovlm.remove(model)                                   # exactly as before
 
 Names are loaded on first use, so that ``import turbovlm`` stays light.
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from turbovlm.api import applied, apply, recording, remove
-    from turbovlm.config import Merge, MergeRestore
+    from turbovlm.config import Merge, MergeRestore, VisualTokens
     from turbovlm.errors import TurboError
     from turbovlm.hosts import register
     from turbovlm.kernels import use_kernels
@@ -35,6 +36,7 @@ _HOME = {
     "MergeRestore": "config",
     "Row": "plug.encoder.row",
     "TurboError": "errors",
+    "VisualTokens": "config",
     "applied": "api",
     "apply": "api",
     "flops": "measure",
@@ -55,6 +57,7 @@ __all__ = [
     "MergeRestore",
     "Row",
     "TurboError",
+    "VisualTokens",
     "applied",
     "apply",
     "flops",

@@ -13,6 +13,7 @@ from turbovlm.errors import ConfigError, NotApplied, UnknownArchitecture
 from turbovlm.plug import stored
 from turbovlm.plug.denoiser.state import Move
 from turbovlm.plug.encoder.trace import Trace
+from turbovlm.plug.language.trace import VisualTrace
 from turbovlm.plug.reducer import parts_of
 from turbovlm.plug.state import Patch, Recorder
 from turbovlm.plug.swap import install, patched, site_of, uninstall
@@ -60,6 +61,16 @@ class Run:
         return self.records(Trace)
 
     @property
+    def visual(self) -> VisualTrace:
+        """Which visual tokens of the last prompt stayed, image by image.
+
+        Raises:
+            NotApplied: if no prompt with images has run since recording began, or the model's
+                visual tokens are not reduced.
+        """
+        return self.records(VisualTrace)[0]
+
+    @property
     def moves(self) -> tuple[Move, ...]:
         """What the last step of the denoising merged, module by module, in the first denoiser.
 
@@ -75,7 +86,8 @@ def apply(model: Model, *configs: Setting | None) -> Model:
     Args:
         model: a model that a host row describes, or one that contains such a part; a pipeline
             of diffusers or transformers, or a denoiser alone.
-        *configs: what to do: `Merge` for encoders, `MergeRestore` for diffusion. None, or
+        *configs: what to do: `Merge` for encoders, `MergeRestore` for diffusion, `VisualTokens`
+            for the prompt of a language model; several of them at once. None, or
             nothing, takes the settings that were saved with the model.
 
     Returns:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from turbovlm import hosts
-from turbovlm.config import Merge, MergeRestore, Setting
+from turbovlm.config import Merge, MergeRestore, Setting, VisualTokens
 from turbovlm.errors import ConfigError, UnknownArchitecture
+from turbovlm.hosts.language import REFUSALS as LANGUAGE_REFUSALS
+from turbovlm.hosts.language import ROWS as LANGUAGE_ROWS
 from turbovlm.plug.denoiser import apply as denoiser
 from turbovlm.plug.encoder import apply as encoder
+from turbovlm.plug.language import apply as language
 from turbovlm.plug.reducer import Reducer, parts_of
+from turbovlm.plug.swap import Swap
 
 _REDUCERS: dict[str, Reducer] = {}
 
@@ -52,7 +56,7 @@ def setting_of(told: dict[str, object]) -> Setting:
     return _REDUCERS[str(kind)].config.from_dict(told)
 
 
-def _plan_merge(model: object, config: Merge) -> list[encoder.Swap]:
+def _plan_merge(model: object, config: Merge) -> list[Swap]:
     parts = parts_of(model)
     if any(denoiser.find_denoisers(part, hosts.denoisers()) for part in parts):
         raise ConfigError(
@@ -66,9 +70,19 @@ def _plan_merge(model: object, config: Merge) -> list[encoder.Swap]:
     return encoder.merge_swaps(parts[0], config, hosts.rows(), hosts.REFUSALS)
 
 
-def _plan_restore(model: object, config: MergeRestore) -> list[encoder.Swap]:
+def _plan_restore(model: object, config: MergeRestore) -> list[Swap]:
     return denoiser.restore_swaps(model, config, hosts.denoisers())
+
+
+def _plan_tokens(model: object, config: VisualTokens) -> list[Swap]:
+    parts = parts_of(model)
+    if parts != [model]:
+        raise UnknownArchitecture(
+            f"turbovlm.VisualTokens is for vision-language models, not a {type(model).__name__}"
+        )
+    return language.language_swaps(parts[0], config, LANGUAGE_ROWS, LANGUAGE_REFUSALS)
 
 
 register_reducer(Reducer(Merge, _plan_merge))
 register_reducer(Reducer(MergeRestore, _plan_restore))
+register_reducer(Reducer(VisualTokens, _plan_tokens))

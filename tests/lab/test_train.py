@@ -68,8 +68,10 @@ def test_the_command_line_takes_its_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tiny()
-    monkeypatch.setattr(captioner, "build_model", lambda: model)
-    monkeypatch.setattr(train, "evaluate", lambda *given: evaluate_captioner(*given[:3], number=2))
+    monkeypatch.setattr(captioner, "build_captioner", lambda: model)
+    monkeypatch.setattr(
+        train, "evaluate_captioner", lambda *given: evaluate_captioner(*given[:3], number=2)
+    )
     train.main(["--steps", "1", "--processes", "1", "--out", str(tmp_path)])
     assert "best validation precision" in capsys.readouterr().out
     assert (tmp_path / "model.safetensors").is_file()

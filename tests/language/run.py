@@ -7,27 +7,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import turbovlm
 from tests.language.build import WORDS, Inputs
 from tests.language.zoo import Case
 from turbovlm.config.visual_tokens import VisualTokens
-from turbovlm.hosts.language import REFUSALS, ROWS
-from turbovlm.plug.language import apply as language
+from turbovlm.plug.language.state import LanguagePatch
 from turbovlm.plug.language.trace import VisualTrace
+from turbovlm.plug.state import Recorder
+from turbovlm.plug.swap import site_of
 
 NEW = 5
 
 
 def reduced(model: Any, keep: float | int | None = 0.25, **options: Any) -> Any:
     """The same model, recording."""
-    language.apply_rows(model, VisualTokens(keep=keep, **options), ROWS, REFUSALS)
-    language.patches_of(model)[0].recording = True
+    turbovlm.apply(model, VisualTokens(keep=keep, **options))
+    Recorder(patch_of(model)).__enter__()
     return model
+
+
+def patch_of(model: Any) -> LanguagePatch:
+    """The patch of a reduced model."""
+    return next(site.patch for m in model.modules() if (site := site_of(m)) is not None)
 
 
 def trace_of(model: Any) -> VisualTrace:
     """What the last prompt lost."""
-    trace = language.patches_of(model)[0].trace
-    assert trace is not None
+    trace = patch_of(model).recorders[0].found()
+    assert isinstance(trace, VisualTrace)
     return trace
 
 

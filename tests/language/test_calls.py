@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import turbovlm
 from tests.language import oracle
 from tests.language.build import IMAGE, VIDEO, hf, smooth
 from tests.language.run import NEW, generated, longer, reduced, trace_of, without_cache
@@ -18,10 +19,7 @@ from tests.language.zoo import CASES, GEMMA3, LLAVA, NEXT, QWEN25, Case
 from turbovlm.config import Merge
 from turbovlm.config.visual_tokens import VisualTokens
 from turbovlm.errors import ConfigError, UnknownArchitecture, UnsuitableBlock, UnsupportedInput
-from turbovlm.hosts import rows
-from turbovlm.hosts.language import REFUSALS, ROWS
-from turbovlm.plug import apply as encoders
-from turbovlm.plug.language import apply as language
+from turbovlm.plug.swap import patched
 
 BY_NAME = {case.name: case for case in CASES}
 
@@ -172,14 +170,30 @@ def test_the_setting_is_stored_with_the_model(tmp_path: Path) -> None:
     model, inputs = reduced(LLAVA.build(), keep=0.5, merge=False), LLAVA.inputs(1)
     model.save_pretrained(tmp_path)
     read = hf.LlavaForConditionalGeneration.from_pretrained(tmp_path).eval()
-    assert not language.patched(read)
-    config = language.stored_config(read)
-    assert config is not None
-    assert config == VisualTokens(keep=0.5, merge=False)
-    language.apply_rows(read, config, ROWS)
+    assert not any(patched(read))
+    told = read.config.turbovlm
+    assert VisualTokens.from_dict(told) == VisualTokens(keep=0.5, merge=False)
+    turbovlm.apply(read)
     torch.testing.assert_close(read(**inputs).logits, model(**inputs).logits)
-    language.remove_rows(read)
-    assert language.stored_config(read) is None
+    turbovlm.remove(read)
+    assert read.config.turbovlm == told  # as it was loaded
+
+
+def test_two_settings_are_stored_and_come_back(tmp_path: Path) -> None:
+    model, inputs = LLAVA.build(), LLAVA.inputs(1)
+    plain = model(**inputs).logits
+    turbovlm.apply(model, Merge(r=6))
+    turbovlm.apply(model, VisualTokens(keep=0.5))  # beside what is applied already
+    expected = model(**inputs).logits
+    model.save_pretrained(tmp_path)
+    read = hf.LlavaForConditionalGeneration.from_pretrained(tmp_path).eval()
+    turbovlm.apply(read)
+    torch.testing.assert_close(read(**inputs).logits, expected)
+    turbovlm.remove(model)
+    assert torch.equal(model(**inputs).logits, plain)
+    assert not hasattr(model.config, "turbovlm")
+    turbovlm.apply(model, Merge(r=6), VisualTokens(keep=0.5))
+    assert torch.equal(model(**inputs).logits, expected)
 
 
 def test_features_computed_beforehand() -> None:
@@ -211,15 +225,13 @@ def test_newlines_stay() -> None:
 
 def test_merging_in_the_tower_and_fewer_tokens() -> None:
     model, inputs = LLAVA.build(), LLAVA.inputs(1, 2)
-    only: Any = reduced(model).model(**inputs).last_hidden_state
-    language.remove_rows(model)
-    encoders.apply_rows(model, Merge(r=6), rows())
-    short = reduced(model).model(**inputs).last_hidden_state
-    trace = trace_of(model)
-    assert encoders.stored_config(model) == Merge(r=6)
-    language.remove_rows(model)
-    assert encoders.patches_of(model)
-    expected = oracle.hidden_states(model, inputs, trace)
+    with turbovlm.applied(model, VisualTokens(keep=0.25)):
+        only = model.model(**inputs).last_hidden_state
+    with turbovlm.applied(model, Merge(r=6), VisualTokens(keep=0.25)) as run:
+        short, trace = model.model(**inputs).last_hidden_state, run.visual
+        assert run.trace.tokens[-1] < run.trace.start
+    with turbovlm.applied(model, Merge(r=6)):
+        expected = oracle.hidden_states(model, inputs, trace)
     for row, states in zip(short, expected, strict=True):
         torch.testing.assert_close(row[-len(states) :], states, atol=2e-5, rtol=1e-4)
     assert (short[:, -1] - only[:, -1]).abs().max() > 1e-3
@@ -264,7 +276,7 @@ def test_videos_keep_a_token_of_each_frame(name: str) -> None:
     assert set(image.place[image.kept, 0].tolist()) == {0.0, 1.0, 2.0}
     words = generated(model, inputs)
     assert torch.equal(words, without_cache(case, model, inputs))
-    language.remove_rows(model)
+    turbovlm.remove(model)
     expected = (oracle.shortened if case.recurrent else oracle.hidden_states)(model, inputs, trace)
     torch.testing.assert_close(short[0], expected[0], atol=2e-5, rtol=1e-4)
 
@@ -280,7 +292,7 @@ def test_an_empty_picture_needs_fewer_tokens() -> None:
     trace = trace_of(model)
     many, few = (len(i.kept) for i in trace.images)
     assert few < many < 36
-    language.remove_rows(model)
+    turbovlm.remove(model)
     expected = oracle.hidden_states(model, inputs, trace)
     for row, states in zip(short, expected, strict=True):
         torch.testing.assert_close(row[-len(states) :], states, atol=2e-5, rtol=1e-4)
@@ -291,7 +303,7 @@ def test_baselines_keep_the_same_number(method: str) -> None:
     model, inputs = reduced(LLAVA.build()), LLAVA.inputs(1, 2)
     ours = model(**inputs).logits
     kept = [i.kept.tolist() for i in trace_of(model).images]
-    language.remove_rows(model)
+    turbovlm.remove(model)
     theirs = reduced(model, method=method)(**inputs).logits
     assert theirs.shape == ours.shape
     assert [i.kept.tolist() for i in trace_of(model).images] != kept
@@ -355,7 +367,7 @@ def test_a_cache_of_another_kind_is_refused() -> None:
 def test_more_tokens_than_there_are() -> None:
     model, inputs = reduced(LLAVA.build(), keep=37), LLAVA.inputs(1)
     refused(model, "more tokens than the 36", ConfigError, **inputs)
-    language.remove_rows(model)
+    turbovlm.remove(model)
     model = reduced(LLAVA.build(), keep=36)
     assert model(**inputs).logits.shape[1] == inputs["input_ids"].shape[1]
 
@@ -364,7 +376,7 @@ def test_fewer_tokens_than_frames() -> None:
     case = BY_NAME["qwen2.5"]
     model = reduced(case.build(), keep=2)
     refused(model, "3 frames", ConfigError, **video_of(case, 3))
-    language.remove_rows(model)
+    turbovlm.remove(model)
     reduced(model, keep=2, floor=False)(**video_of(case, 3))
     assert [len(i.kept) for i in trace_of(model).images] == [2]
 
@@ -383,8 +395,8 @@ def test_models_that_cannot_be_reduced_stay_as_they_are() -> None:
         (blip, UnsuitableBlock, "32 queries"),
     ):
         with pytest.raises(kind, match=match):
-            language.apply_rows(model, VisualTokens(keep=0.5), ROWS, REFUSALS)
-        assert not language.patched(model)
+            turbovlm.apply(model, VisualTokens(keep=0.5))
+        assert not any(patched(model))
 
 
 _TINY = {
@@ -411,5 +423,5 @@ def test_removing_restores_the_classes() -> None:
     assert [type(m) for m in model.modules()] != before
     assert list(model.state_dict()) == keys
     assert isinstance(model, hf.LlavaForConditionalGeneration)
-    language.remove_rows(model)
+    turbovlm.remove(model)
     assert [type(m) for m in model.modules()] == before

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+import turbovlm
 from tests.language import oracle
 from tests.language.run import NEW, alone_of, generated, reduced, trace_of, without_cache
 from tests.language.zoo import CASES, Case
 from turbovlm.maths import select
-from turbovlm.plug.language import apply as language
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 
@@ -53,7 +53,7 @@ def test_dropped_is_hidden(case: Case, attention: str) -> None:
     assert any((t.merged.sum() > len(t.kept)) for t in trace.images)
     assert torch.isfinite(model(**inputs).logits).all()
     difference = (model(**inputs).logits[:, -1] - whole[:, -1]).abs().max()
-    language.remove_rows(model)
+    turbovlm.remove(model)
     assert torch.equal(model(**inputs).logits, whole)
     expected = (oracle.shortened if case.recurrent else oracle.hidden_states)(model, inputs, trace)
     for row, rows in zip(short, expected, strict=True):
@@ -116,7 +116,7 @@ def test_copies_and_pickles(case: Case) -> None:
     for other in (copy.deepcopy(model), read):
         assert language.patched(other)
         assert torch.equal(other(**inputs).logits, logits)
-        language.remove_rows(other)
+        turbovlm.remove(other)
         assert other(**inputs).logits.shape[1] == inputs["input_ids"].shape[1]
     assert language.patched(model)
 

@@ -43,23 +43,23 @@ def picture(tokens: int, width: int, seed: int) -> Tensor:
 
 
 def chosen(x: Tensor, keep: int, method: str = "turbo") -> select.Selection:
-    unit = select.directions(x)
+    unit = select.unit_features(x)
     scores = SELECTORS[method](Candidates(unit, x, None, 0), keep)
-    return select.choose(unit, scores, keep)
+    return select.keep_tokens(unit, scores, keep)
 
 
 @pytest.mark.parametrize("keep", [1, 3, 8])
 def test_small_images_are_chosen_by_exact_greedy(keep: int) -> None:
     x = picture(40, 16, 0)
     kept = chosen(x, keep).kept[0]
-    assert kept.tolist() == sorted(literal_greedy(select.directions(x)[0], keep))
+    assert kept.tolist() == sorted(literal_greedy(select.unit_features(x)[0], keep))
 
 
 @pytest.mark.parametrize(("tokens", "keep"), [(256, 64), (576, 64), (576, 144), (576, 288)])
 @pytest.mark.parametrize("seed", range(3))
 def test_leaves_cover_as_well_as_exact_greedy(tokens: int, keep: int, seed: int) -> None:
     x = picture(tokens, 64, seed)
-    unit = select.directions(x)
+    unit = select.unit_features(x)
     exact = leaves.greedy(unit @ unit.transpose(1, 2), torch.ones(1, tokens), keep)[0]
     ours = objective(unit[0], chosen(x, keep).kept[0])
     random = objective(unit[0], chosen(x, keep, "random").kept[0])
@@ -77,7 +77,7 @@ def test_greedy_gains_are_those_of_the_definition() -> None:
 
 def test_importance_moves_the_choice() -> None:
     x = picture(40, 16, 1)
-    unit = select.directions(x)
+    unit = select.unit_features(x)
     plain = leaves.leaf_gains(unit, 4, torch.ones(1, 40)).topk(4).indices
     weight = torch.ones(1, 40)
     lonely = int(set(range(40)).difference(plain[0].tolist()).pop())
@@ -106,7 +106,7 @@ def test_what_always_holds(tokens: int, share: float, images: int, seed: int, me
     assert torch.equal(selection.owner.gather(1, kept), slots)
     assert bool(selection.merged.gather(1, kept).all())
     # the owner is the most similar one
-    unit = select.directions(x)
+    unit = select.unit_features(x)
     for i in range(images):
         similarity = unit[i] @ unit[i, kept[i]].T
         got = similarity.gather(1, selection.owner[i].unsqueeze(1))[:, 0]
@@ -125,9 +125,9 @@ def test_what_always_holds(tokens: int, share: float, images: int, seed: int, me
 
 def test_what_nothing_is_merged_into_comes_out_bit_for_bit() -> None:
     x = torch.randn(2, 30, 16).bfloat16()
-    unit = select.directions(x)
+    unit = select.unit_features(x)
     scores = torch.rand(2, 30)
-    selection = select.choose(unit, scores, 10, merge=False)
+    selection = select.keep_tokens(unit, scores, 10, merge=False)
     rows = selection.kept.unsqueeze(2).expand(-1, -1, 16)
     assert torch.equal(selection.fold(x), x.gather(1, rows))
 
@@ -148,10 +148,10 @@ def test_no_cell_is_left_empty() -> None:
     x = torch.ones(1, side * side, 16) + 0.01 * picture(side * side, 16, 0)
     corner = (place[:, 1] < 0.4) & (place[:, 2] < 0.4)
     x[0, corner] = picture(int(corner.sum()), 16, 2)[0]
-    unit = select.directions(x)
+    unit = select.unit_features(x)
     scores = leaves.leaf_gains(unit, 20, torch.ones(1, side * side))
-    free = select.choose(unit, scores, 20).kept[0]
-    floor = select.choose(unit, scores, 20, cell=cell).kept[0]
+    free = select.keep_tokens(unit, scores, 20).kept[0]
+    floor = select.keep_tokens(unit, scores, 20, cell=cell).kept[0]
     assert len(cell[free].unique()) < 9
     assert len(cell[floor].unique()) == 9
     assert len(floor) == 20
@@ -165,7 +165,7 @@ def test_frames_beyond_the_count_have_no_cells() -> None:
 
 def test_coverage_finds_the_fewest_tokens_of_its_order() -> None:
     x = torch.cat([picture(60, 16, 0), torch.ones(1, 60, 16)])
-    unit = select.directions(x)
+    unit = select.unit_features(x)
     gains = leaves.leaf_gains(unit, 60, torch.ones(2, 60))
     count = select.enough(unit, gains, 0.9)
     assert int(count[1]) == 1
@@ -179,13 +179,13 @@ def test_coverage_finds_the_fewest_tokens_of_its_order() -> None:
 def test_wide_features_are_compared_by_a_sketch() -> None:
     x = torch.randn(1, 200, 2048, generator=torch.Generator().manual_seed(0))
     exact = torch.nn.functional.normalize(x, dim=2)
-    sketch = select.directions(x)
+    sketch = select.unit_features(x)
     assert sketch.shape == (1, 200, select.SKETCH)
     error = sketch @ sketch.transpose(1, 2) - exact @ exact.transpose(1, 2)
     assert 0.5 / select.SKETCH**0.5 < float(error.std()) < 1.2 / select.SKETCH**0.5
     narrow = picture(20, 2 * select.SKETCH, 0)
     torch.testing.assert_close(
-        select.directions(narrow), torch.nn.functional.normalize(narrow, dim=2)
+        select.unit_features(narrow), torch.nn.functional.normalize(narrow, dim=2)
     )
 
 

@@ -62,7 +62,7 @@ def build_caption_processor(words: Sequence[str] | None = None) -> BlipProcessor
     """A processor that resizes nothing and has one token per word.
 
     Args:
-        words: beside the special tokens; None for those of captions, as ``build_model`` has them.
+        words: beside the special tokens; None for those of ``build_captioner``.
     """
     transformers = require("transformers", "hf")
     images = transformers.BlipImageProcessor(

@@ -29,8 +29,13 @@ _SHARED = "vision_model."
 
 def head_vocabulary() -> tuple[str, ...]:
     """Every word that the heads read or say, those of captions first."""
-    parts = (grammar, kinds, questions, pairs)
-    return tuple(dict.fromkeys(word for part in parts for word in part.vocabulary()))
+    parts = (
+        grammar.caption_vocabulary(),
+        kinds.kind_vocabulary(),
+        questions.question_vocabulary(),
+        pairs.statement_vocabulary(),
+    )
+    return tuple(dict.fromkeys(word for part in parts for word in part))
 
 
 def build_head_processor() -> BlipProcessor:

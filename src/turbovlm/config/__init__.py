@@ -6,5 +6,6 @@ from turbovlm.config.base import Setting
 from turbovlm.config.merge import Merge
 from turbovlm.config.paper import Paper
 from turbovlm.config.restore import MODULES, MergeRestore
+from turbovlm.config.visual_tokens import VisualTokens
 
-__all__ = ["MODULES", "Merge", "MergeRestore", "Paper", "Setting"]
+__all__ = ["MODULES", "Merge", "MergeRestore", "Paper", "Setting", "VisualTokens"]

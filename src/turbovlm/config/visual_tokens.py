@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from turbovlm.config.base import Setting, check_choices, check_count, check_finite
+from turbovlm.config.base import Setting, as_count, as_number, check_choices, check_flag
 from turbovlm.errors import ConfigError
 
 Selector = Literal["turbo", "divprune", "norm", "uniform", "random"]
@@ -49,10 +49,9 @@ class VisualTokens(Setting):
 
     def __post_init__(self) -> None:
         check_choices(self, {"method": SELECTORS})
-        check_count("seed", self.seed)
+        self._set("seed", as_count("seed", self.seed))
         for name in ("merge", "floor"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
+            check_flag(name, getattr(self, name))
         if (self.keep is None) == (self.coverage is None):
             raise ConfigError(
                 "give keep or coverage, one of the two: VisualTokens(keep=0.25) or "
@@ -84,7 +83,5 @@ class VisualTokens(Setting):
 
 
 def _check_share(name: str, value: object) -> None:
-    check_finite(name, value)
-    assert isinstance(value, int | float)
-    if not 0 < value <= 1:
+    if not 0 < as_number(name, value) <= 1:
         raise ConfigError(f"{name} is a share in (0, 1], got {value}: 1.0 keeps all tokens")

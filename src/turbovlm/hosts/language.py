@@ -1,7 +1,7 @@
 """Rows for the vision-language models of transformers: where fewer visual tokens are handed over.
 
 Every model has an outer class that scatters the projected features into the embedded prompt and
-calls the language model; what differs is how the tokens of an image layout in the picture.
+calls the language model; what differs is how the tokens of an image lie in the picture.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Selection:
         return mean[:, :count].to(x.dtype)
 
 
-def directions(x: Tensor) -> Tensor:
+def unit_features(x: Tensor) -> Tensor:
     """Unit vectors whose products are cosine similarities: ``(I, n, C)`` to ``(I, n, d)`` fp32.
 
     Up to ``2 * SKETCH`` channels this is exact; wider features are folded to `SKETCH` sums with
@@ -90,7 +90,7 @@ def _sketch(x: Tensor) -> Tensor:
     return out
 
 
-def choose(
+def keep_tokens(
     unit: Tensor, scores: Tensor, keep: int, *, cell: Tensor | None = None, merge: bool = True
 ) -> Selection:
     """Keep the ``keep`` highest scores, one in every cell first, and find who stands for whom.

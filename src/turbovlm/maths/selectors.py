@@ -28,7 +28,7 @@ class Candidates:
     seed: int
 
 
-def turbo(tokens: Candidates, keep: int) -> Tensor:
+def cover(tokens: Candidates, keep: int) -> Tensor:
     """Facility location: see `turbovlm.maths.leaves`."""
     return leaf_gains(tokens.unit, keep, torch.ones_like(tokens.unit[..., 0]))
 
@@ -83,7 +83,7 @@ def spread(distance: Tensor, keep: int) -> Tensor:
 
 
 SELECTORS: dict[str, Callable[[Candidates, int], Tensor]] = {
-    "turbo": turbo,
+    "turbo": cover,
     "divprune": divprune,
     "norm": norm,
     "uniform": uniform,

@@ -21,9 +21,11 @@ def store(model: nn.Module, configs: Sequence[Setting]) -> None:
     if target is None:
         return
     told = [config.to_dict() for config in configs]
-    earlier = getattr(target, ATTRIBUTE, None)
+    if _EARLIER in model.__dict__:  # another kind of setting is in place already
+        told = [part for part in stored(model) if part not in told] + told
+    else:
+        model.__dict__[_EARLIER] = (getattr(target, ATTRIBUTE, None),)
     setattr(target, ATTRIBUTE, told[0] if len(told) == 1 else told)
-    model.__dict__[_EARLIER] = (earlier,)
 
 
 def forget(model: nn.Module) -> None:

@@ -149,7 +149,7 @@ def _check_forward(module: nn.Module) -> None:
 
 def _is_own(function: Any, cls: type[nn.Module]) -> bool:
     """Whether it is the class's own forward, bound: as good as not replaced at all."""
-    return getattr(function, "__func__", None) is cls.forward
+    return function is not None and getattr(function, "__func__", None) is cls.forward
 
 
 def _become(module: nn.Module, cls: type[nn.Module]) -> None:

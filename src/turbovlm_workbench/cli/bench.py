@@ -76,7 +76,7 @@ def bench_command(
     from turbovlm_workbench.compare.variants import merge_settings
     from turbovlm_workbench.data.images import ImageFolder
     from turbovlm_workbench.load.device import pick_device, pick_dtype
-    from turbovlm_workbench.load.models import load, with_labels
+    from turbovlm_workbench.tasks.registry import load_task
 
     # Whatever can be wrong is found here, before the model is loaded and the long run begins.
     merges = merge_settings(
@@ -91,7 +91,7 @@ def bench_command(
         require("jinja2", "report")
     folder = ImageFolder.open(images, labels)
     with progress_bar() as progress:
-        task = with_labels(load(model, weights, beams=beams), folder.labels)
+        task = load_task(model, weights, beams=beams).with_labels(folder.labels)
         report = benching.run_bench(task, folder, merges, plan, progress)
         shown = None if html is None else show_some(task, folder, report)
     write_json(report, json)

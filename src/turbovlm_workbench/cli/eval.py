@@ -84,7 +84,8 @@ def eval_command(
     from turbovlm_workbench.run.processes import join_processes
     from turbovlm_workbench.run.result import difference
     from turbovlm_workbench.run.runner import SCORES, RunPlan, run_task
-    from turbovlm_workbench.tasks.evaluate.build import Request, build
+    from turbovlm_workbench.tasks.registry import build_task
+    from turbovlm_workbench.tasks.request import Request
 
     merge = _setting(r, method, alpha, config)
     request = Request(model, data, images, answers, split, weights, beams, top, limit)
@@ -93,15 +94,15 @@ def eval_command(
     asked = {"beams": beams, "top": top, "dtype": dtype, "weights": file}
     plan = RunPlan(out, processes, batch, pick_dtype(dtype, processes.device), workers, asked)
     with progress_bar() if processes.leads else nullcontext(_silent) as progress:
-        evaluation = build(task, request)
-        done = run_task(evaluation, merge, plan, progress)
+        todo = build_task(task, request)
+        done = run_task(todo, merge, plan, progress)
     if done is None:
         return
     gaps = None if against is None else difference(out / SCORES, against / SCORES)
     if json:
         print_json(done if gaps is None else {**done, "difference": gaps})
         return
-    shown = evaluation_table(evaluation.measures, done, gaps)
+    shown = evaluation_table(todo.measures, done, gaps)
     print_parts(heading(done), shown, *broken(done), f"predictions: {out}")
 
 

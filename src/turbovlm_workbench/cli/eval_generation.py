@@ -83,14 +83,19 @@ def eval_generation_command(
     from turbovlm_workbench.cli.output import print_json, print_parts, progress_bar
     from turbovlm_workbench.generation.draw import Drawing, check_seed
     from turbovlm_workbench.generation.fid import load_fid
-    from turbovlm_workbench.generation.pipeline import check_pipeline, load_pipeline
+    from turbovlm_workbench.generation.pipeline import as_loaded, check_pipeline, load_pipeline
     from turbovlm_workbench.generation.prompts import read_prompts, repeat
     from turbovlm_workbench.load.by_task import load_matching
     from turbovlm_workbench.load.device import pick_device, pick_dtype
     from turbovlm_workbench.report.evaluation import evaluation_table, heading
     from turbovlm_workbench.run.processes import join_processes
     from turbovlm_workbench.run.runner import RunPlan, run_task
-    from turbovlm_workbench.tasks.evaluate.generation import Generation, Reference
+    from turbovlm_workbench.tasks.generation import (
+        Generation,
+        PictureScoring,
+        Reference,
+        numbered,
+    )
 
     merge = _setting(ratio, method, config)
     check_seed(seed)
@@ -114,27 +119,25 @@ def eval_generation_command(
         scorer = load_matching(clip) if clip is not None and processes.leads else None
         if scorer is not None:
             scorer.model.to(processes.device)
-        evaluation = Generation(
-            load_pipeline(model, number_format, processes.device),
-            model,
-            asked,
-            drawing,
-            out,
-            seed=seed,
-            reference=compared,
-            fid=fid,
-            clip=scorer,
-            leads=processes.leads,
-            progress=progress,
+        pipe = load_pipeline(model, number_format, processes.device)
+        scoring = PictureScoring(compared, fid, scorer, progress) if processes.leads else None
+        loaded = as_loaded(pipe, model)
+        todo = Generation(
+            loaded,
+            numbered(asked, seed),
+            pipe=pipe,
+            drawing=drawing,
+            out=out,
+            scoring=scoring,
         )
-        done = run_task(evaluation, merge, plan, progress)
+        done = run_task(todo, merge, plan, progress)
     if done is None:
         return
     if json:
         print_json(done)
         return
     note = f"features: {done['features']}" if "features" in done else ""
-    parts = [heading(done), evaluation_table(evaluation.measures, done), note, f"pictures: {out}"]
+    parts = [heading(done), evaluation_table(todo.measures, done), note, f"pictures: {out}"]
     print_parts(*(part for part in parts if part))
 
 

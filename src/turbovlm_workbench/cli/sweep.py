@@ -75,8 +75,8 @@ def sweep_command(
     from turbovlm_workbench.compare.variants import merge_settings
     from turbovlm_workbench.data.images import ImageFolder
     from turbovlm_workbench.load.device import pick_device, pick_dtype
-    from turbovlm_workbench.load.models import load, with_labels
     from turbovlm_workbench.report.sweep import KINDS, draw_sweep, sweep_lines, sweep_table
+    from turbovlm_workbench.tasks.registry import load_task
 
     weighed = [None] if alpha is None else numbers(alpha, "--alpha")
     shapes = numbers(inflection, "--inflection")
@@ -91,7 +91,7 @@ def sweep_command(
         require("matplotlib", "report")
     folder = ImageFolder.open(images, labels)
     with progress_bar() as progress:
-        task = with_labels(load(model, weights, beams=beams), folder.labels)
+        task = load_task(model, weights, beams=beams).with_labels(folder.labels)
         found = Sweep.of(bench.run_bench(task, folder, merges, plan, progress))
     if json is not None:
         json.write_text(text.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")

@@ -50,8 +50,8 @@ def tune_command(
     from turbovlm_workbench.compare.bench import BenchPlan
     from turbovlm_workbench.data.images import ImageFolder
     from turbovlm_workbench.load.device import pick_device, pick_dtype
-    from turbovlm_workbench.load.models import load, with_labels
     from turbovlm_workbench.report.tune import tune_lines, tune_table
+    from turbovlm_workbench.tasks.registry import load_task
     from turbovlm_workbench.tune import tune as tuning
 
     promise = read_share(max_loss, "--max-loss")
@@ -61,7 +61,7 @@ def tune_command(
     folder = ImageFolder.open(images, labels)
     tuning.split_images(len(folder), seed)  # refuses too few before the model is loaded
     with progress_bar() as progress:
-        task = with_labels(load(model, weights, beams=beams), folder.labels)
+        task = load_task(model, weights, beams=beams).with_labels(folder.labels)
         found = tuning.tune(task, folder, promise, plan, seed=seed, progress=progress)
     if found.chosen is not None:
         found.chosen.merge.save(out)

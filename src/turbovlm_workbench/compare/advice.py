@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from turbovlm_workbench.compare.rows import BenchRow
-from turbovlm_workbench.tasks.base import Task
+from turbovlm_workbench.tasks.image import ImageTask
 
 GAIN = 1.03  # a smaller speed-up is not worth a changed model
 NOISE = 0.2  # an interval wider than this share of the speed-up says nothing
 TIE = 0.05  # settings this close in speed, or closer, are told apart by quality
 
 
-def choose(task: Task[Any], rows: Sequence[BenchRow], images: int) -> BenchRow | None:
+def choose(task: ImageTask[Any], rows: Sequence[BenchRow], images: int) -> BenchRow | None:
     """The fastest setting whose loss is small; None if there is none.
 
     Settings of one speed are told apart by their agreement, and where that differs by less than
@@ -45,7 +45,7 @@ def _error(one: float, other: float, images: int) -> float:
 
 
 def advise(
-    task: Task[Any], rows: Sequence[BenchRow], *, images: int, batch: int, device: str
+    task: ImageTask[Any], rows: Sequence[BenchRow], *, images: int, batch: int, device: str
 ) -> str:
     """One sentence: the setting to use and the line that switches it on, or why there is none.
 
@@ -80,9 +80,9 @@ def _faster(rows: Sequence[BenchRow]) -> list[BenchRow]:
     ]
 
 
-def _quality(task: Task[Any], row: BenchRow, unmerged: BenchRow) -> str:
+def _quality(task: ImageTask[Any], row: BenchRow, unmerged: BenchRow) -> str:
     parts = []
-    for measure in task.measures():
+    for measure in task.comparisons:
         now, before = row.quality[measure.key], unmerged.quality[measure.key]
         if measure.key in ("accuracy", "attributes"):
             parts.append(f"{measure.title} {measure.text(now)} instead of {measure.text(before)}")

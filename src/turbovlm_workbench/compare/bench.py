@@ -25,7 +25,8 @@ from turbovlm_workbench.compare.variants import (
     same_operations,
 )
 from turbovlm_workbench.data.images import Images
-from turbovlm_workbench.tasks.base import Task, batches, calling, summarize
+from turbovlm_workbench.metrics.measure import summarize
+from turbovlm_workbench.tasks.image import ImageTask, batches, calling
 
 COUNTED = 4  # images whose operations are counted: per image the number hardly depends on it
 
@@ -62,7 +63,7 @@ class BenchPlan:
 
 
 def run_bench(
-    task: Task[Any],
+    task: ImageTask[Any],
     images: Images,
     merges: Sequence[Merge],
     plan: BenchPlan,
@@ -130,7 +131,7 @@ def run_bench(
         dtype=str(plan.dtype).removeprefix("torch."),
         compiled=plan.compiled,
         rounds=len(times[built[0].name].seconds),
-        measures=task.measures(),
+        measures=task.comparisons,
         loss=task.loss,
         rows=tuple(rows),
         advice=advise(task, rows, images=len(images), batch=batch, device=kind),
@@ -139,7 +140,7 @@ def run_bench(
     )
 
 
-def _tokens(task: Task[Any], built: Sequence[BenchSetting], pixels: Tensor) -> dict[str, int]:
+def _tokens(task: ImageTask[Any], built: Sequence[BenchSetting], pixels: Tensor) -> dict[str, int]:
     """Sequence length after the last block, by setting."""
     counts: dict[str, int] = {}
     whole = 0
@@ -153,9 +154,13 @@ def _tokens(task: Task[Any], built: Sequence[BenchSetting], pixels: Tensor) -> d
 
 
 def _quality(
-    task: Task[Any], built: Sequence[BenchSetting], images: Images, batch: int, progress: Progress
+    task: ImageTask[Any],
+    built: Sequence[BenchSetting],
+    images: Images,
+    batch: int,
+    progress: Progress,
 ) -> dict[str, Mapping[str, float]]:
-    measures = (*task.measures(), task.loss)
+    measures = (*task.comparisons, task.loss)
     scores: dict[str, list[dict[str, float]]] = {setting.name: [] for setting in built}
     for start, pixels in batches(task, images, range(len(images)), batch):
         reference: Any = None
@@ -164,12 +169,12 @@ def _quality(
             progress("quality", done, len(images) * len(built))
             output = task.outputs(setting.model, pixels)
             reference = output if reference is None else reference
-            scores[setting.name] += task.scores(reference, output, start)
+            scores[setting.name] += task.compare(reference, output, start)
     return {name: summarize(measures, of_images) for name, of_images in scores.items()}
 
 
 def _run_batch(
-    task: Task[Any],
+    task: ImageTask[Any],
     built: Sequence[BenchSetting],
     pixels: Tensor,
     plan: BenchPlan,

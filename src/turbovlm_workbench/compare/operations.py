@@ -13,7 +13,7 @@ from turbovlm.config import Merge
 from turbovlm.errors import ConfigError
 from turbovlm.maths.schedule import removable
 from turbovlm.measure.flops import Flops, flops
-from turbovlm_workbench.compare.rows import UNMERGED
+from turbovlm_workbench.load.loaded import UNMERGED
 from turbovlm_workbench.load.skeleton import Skeleton, skeleton
 
 PARTS = 10  # of the model's cost, beside the rest

@@ -9,9 +9,9 @@ from typing import Any
 
 from turbovlm.config import Merge
 from turbovlm.measure.speed import Ratio
-from turbovlm_workbench.tasks.base import Measure
+from turbovlm_workbench.metrics.measure import Measure
 
-UNMERGED, FUSED = "unmerged", "unmerged, fused attention"
+FUSED = "unmerged, fused attention"
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class BenchReport:
         compiled: whether both sides ran under torch.compile.
         rounds: interleaved rounds that were timed.
         measures: the quality columns, in order.
-        loss: what settings are judged by, see `Task.loss`.
+        loss: what settings are judged by, see `ImageTask.loss`.
         rows: the unmerged model first.
         advice: one sentence.
         advised: name of the row that it recommends, if any.

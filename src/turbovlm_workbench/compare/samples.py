@@ -15,7 +15,7 @@ from turbovlm.config import Merge
 from turbovlm.errors import ModelError
 from turbovlm_workbench.compare.rows import BenchReport
 from turbovlm_workbench.data.images import Images
-from turbovlm_workbench.tasks.base import Task
+from turbovlm_workbench.tasks.image import ImageTask
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class Sample:
 
 
 def show_some(
-    task: Task[Any], images: Images, report: BenchReport, number: int = 6
+    task: ImageTask[Any], images: Images, report: BenchReport, number: int = 6
 ) -> tuple[list[Sample], str]:
     """Samples from all over ``images``, under the advised setting or else a middle one.
 
@@ -61,7 +61,9 @@ def show_some(
     return samples(task, images, indices, merges[name]), name
 
 
-def samples(task: Task[Any], images: Images, indices: Sequence[int], merge: Merge) -> list[Sample]:
+def samples(
+    task: ImageTask[Any], images: Images, indices: Sequence[int], merge: Merge
+) -> list[Sample]:
     """Run ``task.model`` with and without ``merge`` on a few images; the model is left as it was.
 
     Raises:

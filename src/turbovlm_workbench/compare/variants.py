@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,8 +13,10 @@ import turbovlm
 from turbovlm.config import Merge
 from turbovlm.errors import ModelError, NothingToPatch
 from turbovlm.maths.score import find_score
-from turbovlm_workbench.compare.rows import FUSED, UNMERGED
-from turbovlm_workbench.tasks.base import Task
+from turbovlm_workbench.compare.rows import FUSED
+from turbovlm_workbench.load.loaded import UNMERGED
+from turbovlm_workbench.load.share import share_weights
+from turbovlm_workbench.tasks.image import ImageTask
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,7 @@ def same_operations(merge: Merge | None) -> Merge | None:
     return replace(merge, alpha=None) if merge is not None and merge.alpha else merge
 
 
-def share_weights(model: nn.Module) -> nn.Module:
-    """A copy with modules of its own and the same parameters and buffers."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})
-
-
-def compile_all(task: Task[Any], built: Sequence[BenchSetting]) -> None:
+def compile_all(task: ImageTask[Any], built: Sequence[BenchSetting]) -> None:
     """Compile the encoder of every setting as one graph, at its first call."""
     # Dynamo counts recompilations per line of code, and all settings run the same code.
     limit = 4 * (len(built) + 1)

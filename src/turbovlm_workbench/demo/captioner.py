@@ -12,7 +12,7 @@ from PIL import Image
 from turbovlm_lab.grammar import Describable, attribute_accuracy
 from turbovlm_lab.scenes import Scene, scene, seed_of_split
 from turbovlm_workbench.load.lab import lab_captioner
-from turbovlm_workbench.tasks.caption import Caption
+from turbovlm_workbench.tasks.captioning import Captioning
 
 SCENES = 64
 RS = (8, 14, 20)
@@ -42,16 +42,16 @@ class UnseenScenes:
         return Image.fromarray(self.scenes[index].image)
 
 
-def captioning(scenes: UnseenScenes) -> Caption:
+def captioning(scenes: UnseenScenes) -> Captioning:
     """The built-in captioner, greedy, with the true objects of ``scenes``.
 
     Raises:
         ModelError: if the package came without its weights.
         MissingExtra: if transformers is not installed.
     """
-    model = lab_captioner("captioner", None)
+    model = dataclasses.replace(lab_captioner("captioner", None), name="the built-in captioner")
     truth = [partial(precision, item.objects) for item in scenes.scenes]
-    return dataclasses.replace(model, name="the built-in captioner", truth=truth)
+    return Captioning(model, truth=truth)
 
 
 def precision(objects: Sequence[Describable], caption: str) -> float:

@@ -20,6 +20,7 @@ from turbovlm_workbench.generation.compare import (
 from turbovlm_workbench.generation.draw import Drawing
 from turbovlm_workbench.generation.pipeline import PAINTER, load_pipeline
 from turbovlm_workbench.load.lab import lab_captioner
+from turbovlm_workbench.tasks.captioning import Captioning
 
 PROMPTS = 6
 RATIOS = (0.3, 0.5)
@@ -70,6 +71,6 @@ def painter_demo(progress: Progress = lambda stage, done, total: None) -> Painte
 
 def captions(pictures: Sequence[Image.Image]) -> list[str]:
     """What the built-in captioner reads in pictures of any size."""
-    task = lab_captioner("captioner", None)
+    task = Captioning(lab_captioner("captioner", None))
     large = [picture.convert("RGB").resize((SIDE, SIDE)) for picture in pictures]
     return task.outputs(task.model, task.pixels(large))

@@ -17,9 +17,9 @@ from turbovlm.config import MergeRestore
 from turbovlm.errors import ConfigError
 from turbovlm.measure import environment, flops
 from turbovlm.measure.speed import Ratio, Variant, compare
-from turbovlm_workbench.compare.rows import UNMERGED
 from turbovlm_workbench.generation.draw import Drawing, check_seed, draw_pictures
 from turbovlm_workbench.generation.pipeline import denoiser
+from turbovlm_workbench.load.loaded import UNMERGED
 from turbovlm_workbench.metrics.pictures import gap, psnr
 
 Progress = Callable[[str, int, int], object]

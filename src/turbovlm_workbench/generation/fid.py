@@ -13,61 +13,65 @@ from torch import Tensor, nn
 from turbovlm.errors import InputError, ModelError, require
 from turbovlm_workbench.checkpoint import cause, read_weights
 from turbovlm_workbench.data.images import read_image
-from turbovlm_workbench.load.models import classes, load
-from turbovlm_workbench.tasks.base import Task
-from turbovlm_workbench.tasks.caption import Caption
-from turbovlm_workbench.tasks.classify import Classify
+from turbovlm_workbench.load.loaded import (
+    Captioner,
+    Classifier,
+    LoadedModel,
+    embedding_of,
+    vision_tower,
+)
+from turbovlm_workbench.load.models import load_model
 
 BATCH = 32
 Progress = Callable[[str, int, int], object]
 
 
 class Features(nn.Module):
-    """Pixels to one vector per image, by any encoder that `load.models.load` loads.
+    """Pixels to one vector per image, by any encoder that `load_model` loads.
 
     Of an embedder it is the embedding, of a captioner the mean token of its vision tower, and of
     a classifier what its last layer reads.
 
     Args:
-        task: a loaded model.
+        loaded: the encoder.
     """
 
-    def __init__(self, task: Task[Any]) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
         super().__init__()
-        self.task, self.model = task, task.model
+        self.loaded, self.model = loaded, loaded.model
         with torch.inference_mode():
-            blank = task.pixels([Image.new("RGB", (64, 64))])
+            blank = loaded.pixels([Image.new("RGB", (64, 64))])
             self.num_features = int(self(blank).shape[-1])
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Features (B, D) of pixels (B, 3, H, W)."""
-        task, model = self.task, self.model
-        if isinstance(task, Caption):
-            return task.encoder(model)(pixels).last_hidden_state.mean(1).float()
-        if not isinstance(task, Classify):
-            return task.read(task.call(model, pixels))
+        loaded, model = self.loaded, self.model
+        if isinstance(loaded, Captioner):
+            return vision_tower(model)(pixels).last_hidden_state.mean(1).float()
+        if not isinstance(loaded, Classifier):
+            return embedding_of(model(pixels))
         read: list[Tensor] = []
-        handle = _head(task).register_forward_pre_hook(lambda _, args: read.append(args[0]))
+        handle = _head(loaded).register_forward_pre_hook(lambda _, args: read.append(args[0]))
         try:
-            task.call(model, pixels)
+            model(pixels)
         finally:
             handle.remove()
         return read[-1].float()
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """The model's own preprocessing of B images: (B, 3, H, W)."""
-        return self.task.pixels(images)
+        return self.loaded.pixels(images)
 
 
 def load_features(name: str, device: torch.device) -> Features:
     """The features of an encoder, in float32 on ``device``.
 
     Raises:
-        ModelError, UnknownArchitecture, MissingExtra: as `turbovlm_workbench.load.models.load`.
+        ModelError, UnknownArchitecture, MissingExtra: as `load_model`.
     """
-    task = load(name)
-    task.model.to(device)
-    return Features(task)
+    loaded = load_model(name)
+    loaded.model.to(device)
+    return Features(loaded)
 
 
 def load_fid(name: str | None, weights: Path | None, device: torch.device) -> Fid:
@@ -172,14 +176,14 @@ def _bytes(images: Sequence[Image.Image]) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
 
 
-def _head(task: Classify) -> nn.Module:
+def _head(classifier: Classifier) -> nn.Module:
     """The layer that a classifier's outputs come from.
 
     Raises:
         ModelError: if there is no linear one.
     """
-    number = classes(task)
-    for module in reversed(list(task.model.modules())):
+    number = classifier.classes
+    for module in reversed(list(classifier.model.modules())):
         if isinstance(module, nn.Linear) and module.out_features == number:
             return module
-    raise ModelError(f"{task.name} has no linear layer of {number} classes: give an embedder")
+    raise ModelError(f"{classifier.name} has no linear layer of {number} classes: give an embedder")

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
 from turbovlm.errors import ModelError, require
 from turbovlm_workbench.checkpoint import cause
 from turbovlm_workbench.load.lab import lab_painter
+from turbovlm_workbench.load.loaded import LoadedModel
+from turbovlm_workbench.load.prepare import Prepare
 
 PAINTER = "lab:painter"
 INDEX = "model_index.json"
@@ -97,6 +100,19 @@ def denoiser(pipe: Any) -> nn.Module:
         if isinstance(part := getattr(pipe, name, None), nn.Module):
             return part
     raise ModelError(f"{type(pipe).__name__} has neither a unet nor a transformer: give another")
+
+
+def as_loaded(pipe: Any, name: str) -> LoadedModel:
+    """The denoiser of a text-to-image pipeline, which reads no images, and what it is called.
+
+    Raises:
+        ModelError: if the pipeline has no denoiser.
+    """
+    return LoadedModel(denoiser(pipe), Prepare(_reads_no_images, (), ()), name)
+
+
+def _reads_no_images(images: Sequence[Image.Image]) -> Tensor:
+    raise ModelError("a text-to-image pipeline reads no images: give prompts")
 
 
 @contextmanager

@@ -6,35 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from turbovlm_workbench.load.prepare import Prepare
+from turbovlm_workbench.load.loaded import LoadedModel
 
 
 @dataclass(frozen=True)
-class ImageTextModel:
+class ImageTextModel(LoadedModel):
     """A loaded model of images and text.
 
     What takes pixels takes them on the model's device and in its number format; texts are plain
     strings. The caller opens ``torch.inference_mode``.
 
     Args:
-        model: in evaluation mode.
-        prepare: images to pixels, the model's own way.
-        name: what the user called the model.
         tokenizer: texts to ids, the model's own.
     """
 
-    model: Any
-    prepare: Prepare
-    name: str
     tokenizer: Any
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
 
     def tokens(
         self, texts: Sequence[str], limit: int | None = None, **options: Any

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from turbovlm.errors import ConfigError, MissingExtra, ModelError
+from turbovlm_workbench.load.loaded import Captioner
 from turbovlm_workbench.load.prepare import processor_prepare
-from turbovlm_workbench.tasks.caption import Caption
 
 LAB = "turbovlm_lab"
 
@@ -35,7 +35,7 @@ def require_lab() -> None:
         raise MissingLab
 
 
-def lab_captioner(name: str, weights: Path | None, *, beams: int = 1) -> Caption:
+def lab_captioner(name: str, weights: Path | None, *, beams: int = 1) -> Captioner:
     """The built-in captioner.
 
     Raises:
@@ -54,7 +54,7 @@ def lab_captioner(name: str, weights: Path | None, *, beams: int = 1) -> Caption
     from turbovlm_lab import captioner
 
     model, processor = captioner.load_captioner()
-    return Caption(
+    return Captioner(
         model,
         processor_prepare(processor.image_processor),
         "lab:captioner",

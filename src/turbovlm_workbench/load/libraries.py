@@ -15,14 +15,12 @@ from torch import Tensor, nn
 
 from turbovlm.errors import ModelError, require
 from turbovlm_workbench.checkpoint import cause, load_strictly, read_weights
+from turbovlm_workbench.load.loaded import Classifier, Embedder
 from turbovlm_workbench.load.prepare import open_clip_prepare, timm_prepare, torchvision_prepare
 from turbovlm_workbench.load.skeleton import check_known, silent
-from turbovlm_workbench.tasks.base import Task
-from turbovlm_workbench.tasks.classify import Classify
-from turbovlm_workbench.tasks.embed import Embed
 
 
-def load_timm(name: str, weights: Path | None = None) -> Task[Any]:
+def load_timm(name: str, weights: Path | None = None) -> Classifier | Embedder:
     """A timm classifier, or an embedder where the architecture has no classes.
 
     Raises:
@@ -40,11 +38,11 @@ def load_timm(name: str, weights: Path | None = None) -> Task[Any]:
         model = timm.create_model(name, pretrained=False)
         _match_classes(model, state)
         load_strictly(model, state, weights, title)
-    kind = Classify if getattr(model, "num_classes", 0) else Embed
+    kind = Classifier if getattr(model, "num_classes", 0) else Embedder
     return kind(model.eval(), timm_prepare(model), title)
 
 
-def load_torchvision(name: str, weights: Path | None = None) -> Task[Any]:
+def load_torchvision(name: str, weights: Path | None = None) -> Classifier:
     """A torchvision classifier.
 
     The image size of a VisionTransformer and the number of classes follow from the file, so that
@@ -66,10 +64,10 @@ def load_torchvision(name: str, weights: Path | None = None) -> Task[Any]:
         load_strictly(model, state, weights, title)
     model.num_classes = len(_head(model)[1])  # not every torchvision model keeps it
     prepare = torchvision_prepare(name, getattr(model, "image_size", None), weights)
-    return Classify(model.eval(), prepare, title)
+    return Classifier(model.eval(), prepare, title)
 
 
-def load_open_clip(name: str, weights: Path | None = None) -> Task[Any]:
+def load_open_clip(name: str, weights: Path | None = None) -> Embedder:
     """The image tower of an `open_clip_model`: ``encode_image`` (B, C), before normalisation.
 
     Raises:
@@ -78,7 +76,7 @@ def load_open_clip(name: str, weights: Path | None = None) -> Task[Any]:
     tower = open_clip_model(name, weights).visual
     if getattr(tower, "output_tokens", False):
         tower.output_tokens = False  # CoCa's text decoder reads them; the embedding stands first
-    return Embed(tower, open_clip_prepare(tower), f"open_clip:{name}")
+    return Embedder(tower, open_clip_prepare(tower), f"open_clip:{name}")
 
 
 def open_clip_model(name: str, weights: Path | None = None) -> Any:

@@ -1,24 +1,22 @@
-"""From a name on the command line to a loaded model with its task."""
+"""From a name on the command line to a loaded model: classifiers, embedders and captioners."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import Any
 
 from turbovlm.errors import ConfigError
-from turbovlm_workbench.data.images import check_labels
 from turbovlm_workbench.load.lab import lab_captioner
 from turbovlm_workbench.load.libraries import load_open_clip, load_timm, load_torchvision
+from turbovlm_workbench.load.loaded import Captioner, Classifier, Embedder
 from turbovlm_workbench.load.transformers import load_transformers
-from turbovlm_workbench.tasks.base import Task
-from turbovlm_workbench.tasks.classify import Classify
 
 BEAMS = 3  # the paper's, and BLIP's own, setting for captions
 LIBRARIES = {"timm": load_timm, "torchvision": load_torchvision, "open_clip": load_open_clip}
 
 
-def load(name: str, weights: str | Path | None = None, *, beams: int = BEAMS) -> Task[Any]:
+def load_model(
+    name: str, weights: str | Path | None = None, *, beams: int = BEAMS
+) -> Classifier | Embedder | Captioner:
     """Load a model in evaluation mode, float32, on the CPU.
 
     Args:
@@ -47,27 +45,3 @@ def load(name: str, weights: str | Path | None = None, *, beams: int = BEAMS) ->
             "folder brings its own"
         )
     return load_transformers(name, beams=beams)
-
-
-def with_labels(task: Task[Any], labels: tuple[int, ...] | None) -> Task[Any]:
-    """The same task, scored against ``labels`` (one per image, in order) where they are given.
-
-    Raises:
-        ConfigError: if the model is no classifier.
-        InputError: for a label that the model has no class for.
-    """
-    if labels is None:
-        return task
-    if not isinstance(task, Classify):
-        raise ConfigError(
-            f"--labels is for classifiers, and {task.name} does {task.kind}: leave it out"
-        )
-    check_labels(labels, classes(task))
-    return dataclasses.replace(task, labels=labels)
-
-
-def classes(task: Classify) -> int:
-    """How many classes a classifier tells apart."""
-    model: Any = task.model
-    number = getattr(model, "num_classes", None)
-    return model.config.num_labels if number is None else number

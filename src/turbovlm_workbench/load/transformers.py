@@ -10,12 +10,9 @@ from torch import Tensor, nn
 
 from turbovlm.errors import ModelError, UnknownArchitecture, require
 from turbovlm_workbench.checkpoint import cause
+from turbovlm_workbench.load.loaded import Captioner, Classifier, Embedder
 from turbovlm_workbench.load.prepare import Prepare, processor_prepare
 from turbovlm_workbench.load.skeleton import NAMES
-from turbovlm_workbench.tasks.base import Task
-from turbovlm_workbench.tasks.caption import Caption
-from turbovlm_workbench.tasks.classify import Classify
-from turbovlm_workbench.tasks.embed import Embed
 
 CAPTION_TOKENS = 20
 CAPTIONERS = {
@@ -73,7 +70,7 @@ class Average(nn.Module):
         return self.tower(pixel_values).last_hidden_state.mean(dim=1)
 
 
-def load_transformers(name: str, *, beams: int) -> Task[Any]:
+def load_transformers(name: str, *, beams: int) -> Classifier | Embedder | Captioner:
     """A transformers classifier, embedder or captioner, by its configuration.
 
     Raises:
@@ -89,12 +86,12 @@ def load_transformers(name: str, *, beams: int) -> Task[Any]:
     # "in": DeiT's ends with ForImageClassificationWithTeacher. SigLIP 2 takes packed patches.
     if "ForImageClassification" in built and kind != "siglip2":
         model = pretrained_model(transformers.AutoModelForImageClassification, name)
-        return Classify(model, pretrained_processor(name), name)
+        return Classifier(model, pretrained_processor(name), name)
     if built == CAPTIONERS.get(kind):
         return _captioner(pretrained_model(getattr(transformers, built), name), name, beams)
     if kind in PAIRS:
         model = ImageSide(pretrained_model(getattr(transformers, PAIRS[kind]), name))
-        return Embed(model.eval(), pretrained_processor(name), name)
+        return Embedder(model.eval(), pretrained_processor(name), name)
     if kind in EMBEDDERS:
         options: dict[str, Any] = {}
         if EMBEDDERS[kind].endswith("WithProjection"):
@@ -104,7 +101,7 @@ def load_transformers(name: str, *, beams: int) -> Task[Any]:
         model = pretrained_model(getattr(transformers, EMBEDDERS[kind]), name, **options)
         if not getattr(model, "use_head", True):  # AIMv2 and SigLIP say so
             model = Average(model).eval()
-        return Embed(model, pretrained_processor(name), name)
+        return Embedder(model, pretrained_processor(name), name)
     raise UnknownArchitecture(
         f"{name} is a {built or kind} ({kind}), which bench cannot run: it knows image "
         f"classifiers, {', '.join(CAPTIONERS.values())}, and embedders of the kinds "
@@ -112,10 +109,10 @@ def load_transformers(name: str, *, beams: int) -> Task[Any]:
     )
 
 
-def _captioner(model: Any, name: str, beams: int) -> Caption:
+def _captioner(model: Any, name: str, beams: int) -> Captioner:
     transformers = require("transformers", "hf")
     tokenizer = pretrained(transformers.AutoTokenizer, name)
-    return Caption(
+    return Captioner(
         model,
         pretrained_processor(name),
         name,

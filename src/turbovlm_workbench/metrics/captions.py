@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from turbovlm.errors import InputError, require
+from turbovlm_workbench.metrics.measure import Measure
+from turbovlm_workbench.metrics.registry import MetricValues, register_metric
 from turbovlm_workbench.metrics.words import Tokenizer, java_tokenizer, plain_tokenizer, tokenize
 
 __all__ = ["CaptionScores", "java_tokenizer", "plain_tokenizer", "score_captions", "tokenize"]
+
+BLEU = tuple(
+    Measure(f"bleu{n}", f"BLEU-{n}", f"precision of up to {n} words in a row, corpus level")
+    for n in (1, 2, 3, 4)
+)
+CIDER = Measure(
+    "cider", "CIDEr", "agreement of weighted n-grams with the references, 0 to 10", False
+)
 
 
 @dataclass(frozen=True)
@@ -65,3 +76,17 @@ def score_captions(
     mean, each = cider.compute_score(truths, results)
     first, second, third, fourth = map(float, scores)
     return CaptionScores((first, second, third, fourth), float(mean), tuple(map(float, each)))
+
+
+@register_metric("captioning", *BLEU, CIDER)
+def bleu_and_cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> MetricValues:
+    """BLEU-1 to 4 and CIDEr, in COCO's own words where Java is installed."""
+    java = shutil.which("java") is not None
+    found = score_captions(
+        predictions, references, tokenizer=java_tokenizer() if java else plain_tokenizer
+    )
+    return MetricValues(
+        {CIDER.key: found.ciders},
+        {**{m.key: b for m, b in zip(BLEU, found.bleu, strict=True)}, CIDER.key: found.cider},
+        {"tokenizer": "COCO's own (Java)" if java else "turbovlm's, for want of Java"},
+    )

@@ -10,6 +10,15 @@ import re
 from collections.abc import Sequence
 
 from turbovlm.errors import InputError
+from turbovlm_workbench.metrics.measure import Measure
+from turbovlm_workbench.metrics.registry import MetricValues, register_metric
+
+ACCURACY = Measure(
+    "accuracy",
+    "VQA accuracy",
+    "agreement with the annotators, three of whom make an answer right, each left out in turn",
+)
+EXACT = Measure("exact", "exact match", "share of questions whose one answer was given")
 
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'  # neither the apostrophe nor the colon
 _NUMBER_COMMA = re.compile(r"\d,\d")
@@ -95,6 +104,17 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 def exact_match(prediction: str, answer: str) -> float:
     """1 if prediction and answer are the same but for case and outer spaces, else 0 (GQA)."""
     return float(prediction.strip().lower() == answer.strip().lower())
+
+
+@register_metric("vqa", ACCURACY, EXACT)
+def score_answers(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> MetricValues:
+    """VQA accuracy where any question has several answers (VQAv2, VizWiz), else exact match."""
+    pairs = list(zip(predictions, references, strict=True))
+    if any(len(answers) > 1 for answers in references):
+        return MetricValues(
+            {ACCURACY.key: [vqa_accuracy(said, answers) for said, answers in pairs]}
+        )
+    return MetricValues({EXACT.key: [exact_match(said, answers[0]) for said, answers in pairs]})
 
 
 def _one_line(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from turbovlm.config import Merge, MergeRestore
-from turbovlm_workbench.tasks.base import Measure
+from turbovlm_workbench.metrics.measure import Measure
 
 NAMED = 10
 
@@ -29,7 +29,7 @@ def evaluation_table(
     """One row for each metric: value, interval, and the difference to another run.
 
     Args:
-        measures: of the task, in order.
+        measures: of the task, in order; those that the run has are shown.
         done: what `turbovlm_workbench.run.runner.run_task` returned.
         gaps: of `turbovlm_workbench.run.result.difference`.
     """
@@ -40,7 +40,7 @@ def evaluation_table(
         *(() if gaps is None else ("difference [95 %]",)),
         box=None,
     )
-    for measure in measures:
+    for measure in (m for m in measures if m.key in done["metrics"]):
         ends = done["intervals"].get(measure.key)
         row = [measure.title, measure.text(done["metrics"][measure.key]), _range(measure, ends)]
         if gaps is not None:

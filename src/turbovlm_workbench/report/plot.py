@@ -9,7 +9,7 @@ from typing import Any
 
 from turbovlm.errors import require
 from turbovlm_workbench.compare.rows import BenchReport, BenchRow
-from turbovlm_workbench.tasks.base import Measure
+from turbovlm_workbench.metrics.measure import Measure
 
 # Okabe and Ito's palette, told apart with every kind of colour vision; markers differ as well.
 STYLES = {

@@ -10,15 +10,15 @@ from typing import Any
 from turbovlm.config import Merge, MergeRestore
 from turbovlm.errors import InputError
 from turbovlm_workbench.metrics.intervals import interval
-from turbovlm_workbench.tasks.evaluate.stage import Evaluation, Scores
+from turbovlm_workbench.tasks.scored import ScoredTask, TaskScores
 
 Result = dict[str, Any]
 
 
 def result(
-    evaluation: Evaluation,
+    task: ScoredTask,
     merge: Merge | MergeRestore | None,
-    scores: Scores,
+    scores: TaskScores,
     broken: Mapping[str, str],
     seconds: float,
     examples: int,
@@ -26,10 +26,10 @@ def result(
     """The result in JSON types: metrics, their 95 % bootstrap intervals, what was broken."""
     low_high = {key: interval(list(values.values()))[1:] for key, values in scores.each.items()}
     return {
-        "task": evaluation.kind,
-        "model": evaluation.name,
+        "task": task.kind,
+        "model": task.name,
         "merge": None if merge is None else merge.to_dict(),
-        "examples": len(evaluation.examples),
+        "examples": len(task.examples),
         "broken": dict(broken),
         "metrics": dict(scores.metrics),
         **scores.notes,

@@ -1,4 +1,4 @@
-"""Run an evaluation: merge, predict what is missing, score; a killed run goes on where it was."""
+"""Run an task: merge, predict what is missing, score; a killed run goes on where it was."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import turbovlm
 from turbovlm.config import Merge, MergeRestore
 from turbovlm.errors import ConfigError, InputError
 from turbovlm.measure import environment
+from turbovlm_workbench.data.predictions import Record, Records, claim, digest, replace
 from turbovlm_workbench.run.processes import Processes
-from turbovlm_workbench.run.records import Records, claim, digest, replace
 from turbovlm_workbench.run.result import Result, result
-from turbovlm_workbench.tasks.evaluate.stage import Evaluation, Record, Scores, Stage
+from turbovlm_workbench.tasks.scored import ScoredTask, Stage, TaskScores
 
 RESULT, SCORES = "result.json", "scores.jsonl"
 
@@ -64,7 +64,7 @@ class Clock:
 
 
 def run_task(
-    evaluation: Evaluation,
+    task: ScoredTask,
     merge: Merge | MergeRestore | None,
     plan: RunPlan,
     progress: Progress = lambda stage, done, total: None,
@@ -72,7 +72,7 @@ def run_task(
     """Evaluate; every process of the processes calls this, the first one gets the result.
 
     Args:
-        evaluation: model and examples; the model is moved, and left without merging.
+        task: model and examples; the model is moved, and left without merging.
         merge: the setting, None for the model as it is.
         plan: how to run.
         progress: told how far the run is.
@@ -81,13 +81,13 @@ def run_task(
         InputError: if ``plan.out`` holds something else, or no example has a readable image.
         TurboError: whatever `turbovlm.apply` refuses; nothing is written then.
     """
-    evaluation.model.eval().to(device=plan.processes.device, dtype=plan.dtype)
-    with nullcontext() if merge is None else turbovlm.applied(evaluation.patched, merge):
+    task.model.eval().to(device=plan.processes.device, dtype=plan.dtype)
+    with nullcontext() if merge is None else turbovlm.applied(task.patched, merge):
         settings = {
-            "task": evaluation.kind,
-            "model": evaluation.name,
+            "task": task.kind,
+            "model": task.name,
             "merge": None if merge is None else merge.to_dict(),
-            "data": digest(evaluation.examples),
+            "data": digest(task.fingerprint()),
             **plan.settings,
         }
         if plan.processes.leads:
@@ -95,10 +95,10 @@ def run_task(
         plan.processes.wait()
         clock = Clock()
         broken: dict[str, str] = {}
-        scores = _stages(evaluation, plan, clock, broken, progress)
+        scores = _stages(task, plan, clock, broken, progress)
     if not plan.processes.leads:
         return None
-    done = result(evaluation, merge, scores, broken, clock.seconds, clock.examples)
+    done = result(task, merge, scores, broken, clock.seconds, clock.examples)
     done = {"settings": settings, **done, "environment": environment()}
     if done["examples_per_second"] is None:  # all was predicted before
         done["examples_per_second"] = _earlier(plan.out / RESULT).get("examples_per_second")
@@ -107,13 +107,13 @@ def run_task(
 
 
 def _stages(
-    evaluation: Evaluation,
+    task: ScoredTask,
     plan: RunPlan,
     clock: Clock,
     broken: dict[str, str],
     progress: Progress,
-) -> Scores:
-    stages = evaluation.run()
+) -> TaskScores:
+    stages = task.stages()
     stage = next(stages)
     while True:
         records = _predict(stage, plan, clock, progress)
@@ -193,7 +193,7 @@ def _earlier(path: Path) -> Result:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _write(folder: Path, done: Result, scores: Scores) -> None:
+def _write(folder: Path, done: Result, scores: TaskScores) -> None:
     ids = dict.fromkeys(key for values in scores.each.values() for key in values)
     rows = ({"id": key, **{m: v[key] for m, v in scores.each.items() if key in v}} for key in ids)
     replace(folder / SCORES, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

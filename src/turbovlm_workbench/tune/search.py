@@ -14,10 +14,11 @@ from turbovlm.errors import ConfigError, ModelError
 from turbovlm.measure import Timing, compare
 from turbovlm.measure.speed import Ratio
 from turbovlm_workbench.compare.bench import BenchPlan, Progress
-from turbovlm_workbench.compare.rows import UNMERGED
 from turbovlm_workbench.compare.variants import build_settings, merge_title
 from turbovlm_workbench.data.images import Images
-from turbovlm_workbench.tasks.base import Task, calling, summarize
+from turbovlm_workbench.load.loaded import UNMERGED
+from turbovlm_workbench.metrics.measure import summarize
+from turbovlm_workbench.tasks.image import ImageTask, calling
 from turbovlm_workbench.tune.allocate import COMPOUND, Stack, allocate, even
 from turbovlm_workbench.tune.trials import Part, Trial, loss_of
 
@@ -40,7 +41,7 @@ class Search:
 
     def __init__(
         self,
-        task: Task[Any],
+        task: ImageTask[Any],
         images: Images,
         indices: Sequence[int],
         plan: BenchPlan,
@@ -200,7 +201,7 @@ class Search:
                     f"outputs of the model or of {merge_title(merge)} are no numbers in "
                     f"{self.plan.dtype}: use --dtype fp32"
                 )
-            quality = summarize(self.task.measures(), scores)
+            quality = summarize(self.task.comparisons, scores)
             trial = Trial(stage, merge_title(merge), merge, drift, loss_of(scores), quality)
         self.trials.append(trial)
         return trial

@@ -14,7 +14,7 @@ import turbovlm
 from turbovlm.config import Merge
 from turbovlm.errors import InputError
 from turbovlm_workbench.data.images import Images
-from turbovlm_workbench.tasks.base import Task, batches
+from turbovlm_workbench.tasks.image import ImageTask, batches
 from turbovlm_workbench.tune.bound import upper_bound
 
 FEWEST = 20  # images, of which a third is searched with and the rest validates
@@ -82,7 +82,13 @@ class Part:
     """
 
     def __init__(
-        self, task: Task[Any], images: Images, indices: Sequence[int], batch: int, *, keep: bool
+        self,
+        task: ImageTask[Any],
+        images: Images,
+        indices: Sequence[int],
+        batch: int,
+        *,
+        keep: bool,
     ) -> None:
         self.task = task.select(indices)
         self.size = len(indices)
@@ -95,7 +101,7 @@ class Part:
         self._reference = [task.outputs(task.model, pixels) for _, pixels in self._read()]
 
     def scores(self, merge: Merge) -> list[dict[str, float]]:
-        """Scores of every image under ``merge``, see `Task.scores`.
+        """Scores of every image under ``merge``, see `ImageTask.compare`.
 
         Raises:
             TurboError: whatever `turbovlm.apply` refuses.
@@ -103,7 +109,7 @@ class Part:
         model, found = self.task.model, []
         with turbovlm.applied(model, merge):
             for (start, pixels), reference in zip(self._read(), self._reference, strict=True):
-                found += self.task.scores(reference, self.task.outputs(model, pixels), start)
+                found += self.task.compare(reference, self.task.outputs(model, pixels), start)
         return found
 
 

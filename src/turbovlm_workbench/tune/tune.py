@@ -13,7 +13,8 @@ from turbovlm.measure.speed import Ratio
 from turbovlm_workbench.compare.advice import GAIN
 from turbovlm_workbench.compare.bench import BenchPlan, Progress
 from turbovlm_workbench.data.images import Images
-from turbovlm_workbench.tasks.base import Measure, Task
+from turbovlm_workbench.metrics.measure import Measure
+from turbovlm_workbench.tasks.image import ImageTask
 from turbovlm_workbench.tune.search import Search, Timer
 from turbovlm_workbench.tune.trials import Part, Trial, split_images
 
@@ -26,7 +27,7 @@ class Tuned:
         model: the name it was loaded by.
         task: kind of the task.
         max_loss: the promise.
-        loss: what it is about, see `Task.loss`.
+        loss: what it is about, see `ImageTask.loss`.
         measures: the other numbers of quality.
         seed: of the split.
         batch: images per timed call.
@@ -73,7 +74,7 @@ class Tuned:
 
 
 def tune(
-    task: Task[Any],
+    task: ImageTask[Any],
     images: Images,
     max_loss: float,
     plan: BenchPlan,
@@ -128,7 +129,7 @@ def tune(
         task=task.kind,
         max_loss=max_loss,
         loss=task.loss,
-        measures=task.measures(),
+        measures=task.comparisons,
         seed=seed,
         batch=plan.batch,
         device=plan.device.type,

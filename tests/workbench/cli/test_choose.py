@@ -10,7 +10,7 @@ import pytest
 import turbovlm
 from tests.workbench import build
 from tests.workbench.cli.test_commands import turbovlm_runs
-from turbovlm_workbench.load.models import load
+from turbovlm_workbench.tasks.registry import load_task
 
 TIMM = f"timm:{build.TINY}"
 
@@ -86,7 +86,7 @@ def test_tune_from_start_to_end(
     assert "One of the 14 images weighs" not in out
     if code == 0:
         assert out.splitlines()[-1] == ('turbovlm.apply(model, turbovlm.Merge.load("turbo.json"))')
-        model = load(TIMM, place / "tiny.safetensors").model
+        model = load_task(TIMM, place / "tiny.safetensors").model
         turbovlm.apply(model, turbovlm.Merge.load(saved))
     else:
         assert code == 1

@@ -8,13 +8,14 @@ import pytest
 from turbovlm.config import Merge
 from turbovlm.measure.speed import Ratio
 from turbovlm_workbench.compare.advice import advise, choose
-from turbovlm_workbench.compare.rows import UNMERGED, BenchRow
-from turbovlm_workbench.tasks.classify import Classify
+from turbovlm_workbench.compare.rows import BenchRow
+from turbovlm_workbench.load.loaded import UNMERGED, Classifier
+from turbovlm_workbench.tasks.classification import Classification
 
 
-def task(labels: tuple[int, ...] | None = None) -> Classify:
+def task(labels: tuple[int, ...] | None = None) -> Classification:
     nothing: Any = None
-    return Classify(nothing, nothing, "model", labels=labels)
+    return Classification(Classifier(nothing, nothing, "model"), labels=labels)
 
 
 def row(

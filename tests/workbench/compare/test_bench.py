@@ -12,13 +12,14 @@ from tests.workbench import build
 from turbovlm.config import Merge
 from turbovlm.errors import ConfigError, ModelError, UnknownArchitecture
 from turbovlm_workbench.compare import bench
-from turbovlm_workbench.compare.rows import FUSED, UNMERGED, BenchReport
+from turbovlm_workbench.compare.rows import FUSED, BenchReport
 from turbovlm_workbench.compare.samples import samples, show_some
 from turbovlm_workbench.compare.variants import build_settings as build_settings
 from turbovlm_workbench.compare.variants import merge_settings, merge_title, share_weights
 from turbovlm_workbench.data.images import ImageFolder
 from turbovlm_workbench.load.device import pick_device, pick_dtype
-from turbovlm_workbench.load.models import load, with_labels
+from turbovlm_workbench.load.loaded import UNMERGED
+from turbovlm_workbench.tasks.registry import load_task
 
 
 @pytest.fixture
@@ -33,9 +34,9 @@ def run(task: Any, images: ImageFolder, merges: list[Merge], **plan: Any) -> Ben
 
 
 def test_a_classifier(tmp_path: Path, images: ImageFolder) -> None:
-    task = load(str(build.vit_classifier(tmp_path / "model")))
+    task = load_task(str(build.vit_classifier(tmp_path / "model")))
     labels = task.outputs(task.model, task.pixels([images.image(i) for i in range(5)])).argmax(-1)
-    task = with_labels(task, tuple(labels.tolist()))
+    task = task.with_labels(tuple(labels.tolist()))
     merges = merge_settings([0, 8], ["turbo", "random"])
     report = run(task, images, merges)
     assert [row.name for row in report.rows] == [
@@ -66,7 +67,7 @@ def test_a_classifier(tmp_path: Path, images: ImageFolder) -> None:
 
 
 def test_quality_is_that_of_the_applied_model(tmp_path: Path, images: ImageFolder) -> None:
-    task = load(str(build.clip(tmp_path / "model")))
+    task = load_task(str(build.clip(tmp_path / "model")))
     report = run(task, images, [Merge(r=10)])
     pixels = task.pixels([images.image(index) for index in range(5)])
     before = task.outputs(task.model, pixels)
@@ -79,7 +80,7 @@ def test_quality_is_that_of_the_applied_model(tmp_path: Path, images: ImageFolde
 
 
 def test_captions_with_fused_attention(tmp_path: Path, images: ImageFolder) -> None:
-    task = load(str(build.blip(tmp_path / "model")), beams=2)
+    task = load_task(str(build.blip(tmp_path / "model")), beams=2)
     report = run(task, images, [Merge(r=16)], fused=True)
     whole, fused, merged = report.rows
     assert [row.name for row in report.rows] == [UNMERGED, FUSED, "turbo r=16"]
@@ -93,13 +94,13 @@ def test_captions_with_fused_attention(tmp_path: Path, images: ImageFolder) -> N
 
 
 def test_fusing_what_is_fused_already(tmp_path: Path, images: ImageFolder) -> None:
-    task = load(str(build.vit_classifier(tmp_path / "model")))
+    task = load_task(str(build.vit_classifier(tmp_path / "model")))
     with pytest.raises(ModelError, match="--fused is for models"):
         run(task, images, [Merge(r=4)], fused=True)
 
 
 def test_bf16_and_the_model_stays_unpatched(tmp_path: Path, images: ImageFolder) -> None:
-    task = load(str(build.vit_classifier(tmp_path / "model")))
+    task = load_task(str(build.vit_classifier(tmp_path / "model")))
     report = run(task, images, [Merge(r=8)], dtype=torch.bfloat16)
     assert report.dtype == "bfloat16"
     assert 0 <= report.rows[1].quality["kl"] < 10
@@ -108,7 +109,7 @@ def test_bf16_and_the_model_stays_unpatched(tmp_path: Path, images: ImageFolder)
 
 @pytest.mark.slow
 def test_compiled(tmp_path: Path, images: ImageFolder) -> None:
-    task = load(str(build.vit_classifier(tmp_path / "model")))
+    task = load_task(str(build.vit_classifier(tmp_path / "model")))
     seen: list[str] = []
     torch._dynamo.utils.counters.clear()
     plan = bench.BenchPlan(batch=2, rounds=2, compiled=True)
@@ -122,7 +123,7 @@ def test_compiled(tmp_path: Path, images: ImageFolder) -> None:
 
 
 def test_progress_is_monotonous_and_complete(tmp_path: Path, images: ImageFolder) -> None:
-    task = load(str(build.vit_classifier(tmp_path / "model")))
+    task = load_task(str(build.vit_classifier(tmp_path / "model")))
     told: dict[str, list[tuple[int, int]]] = {}
     bench.run_bench(
         task,
@@ -140,11 +141,12 @@ def test_progress_is_monotonous_and_complete(tmp_path: Path, images: ImageFolder
 def test_an_architecture_without_a_row(images: ImageFolder) -> None:
     import timm
 
+    from turbovlm_workbench.load.loaded import Classifier
     from turbovlm_workbench.load.prepare import timm_prepare
-    from turbovlm_workbench.tasks.classify import Classify
+    from turbovlm_workbench.tasks.classification import Classification
 
     model = timm.create_model("test_convnext").eval()
-    task = Classify(model, timm_prepare(model), "convnext")
+    task = Classification(Classifier(model, timm_prepare(model), "convnext"))
     with pytest.raises(UnknownArchitecture, match="no row describes ConvNeXt"):
         run(task, images, [Merge(r=4)])
 
@@ -180,7 +182,7 @@ def test_titles_say_what_differs() -> None:
 
 
 def test_settings_of_the_same_work_share_one_timing(tmp_path: Path, images: ImageFolder) -> None:
-    task = load(str(build.vit_classifier(tmp_path / "model")))
+    task = load_task(str(build.vit_classifier(tmp_path / "model")))
     merges = [Merge(r=8), Merge(r=8, alpha=3.0), Merge(r=8, alpha=0.0), Merge(r=6, alpha=3.0)]
     slots: list[int] = []
 
@@ -200,7 +202,7 @@ def test_settings_of_the_same_work_share_one_timing(tmp_path: Path, images: Imag
 
 
 def test_copies_share_their_weights(tmp_path: Path) -> None:
-    model = load(str(build.blip(tmp_path / "model"))).model
+    model = load_task(str(build.blip(tmp_path / "model"))).model
     twin = share_weights(model)
     ours, theirs = dict(model.named_parameters()), dict(twin.named_parameters())
     assert ours.keys() == theirs.keys()
@@ -211,7 +213,7 @@ def test_copies_share_their_weights(tmp_path: Path) -> None:
 
 
 def test_samples_show_who_was_merged(tmp_path: Path, images: ImageFolder) -> None:
-    task = load(str(build.vit_classifier(tmp_path / "model")))
+    task = load_task(str(build.vit_classifier(tmp_path / "model")))
     shown = samples(task, images, [0, 3], Merge(r=10))
     assert [sample.name for sample in shown] == [images.name(0), images.name(3)]
     for sample in shown:

@@ -30,12 +30,13 @@ from turbovlm.errors import (
 from turbovlm_workbench.cli import main
 from turbovlm_workbench.data.images import ImageFolder
 from turbovlm_workbench.load.libraries import vit_size
-from turbovlm_workbench.load.models import load, with_labels
 from turbovlm_workbench.load.prepare import torchvision_prepare
-from turbovlm_workbench.tasks.base import Task, summarize
-from turbovlm_workbench.tasks.caption import Caption
-from turbovlm_workbench.tasks.classify import Classify
-from turbovlm_workbench.tasks.embed import Embed
+from turbovlm_workbench.metrics.measure import summarize
+from turbovlm_workbench.tasks.captioning import Captioning
+from turbovlm_workbench.tasks.classification import Classification
+from turbovlm_workbench.tasks.embedding import Embedding
+from turbovlm_workbench.tasks.image import ImageTask
+from turbovlm_workbench.tasks.registry import load_task
 
 DATA = Path(os.environ.get("TURBOVLM_DATA", Path(__file__).resolve().parents[4] / "shared/data"))
 
@@ -48,21 +49,21 @@ def pictures(folder: Path) -> list[Image.Image]:
 @pytest.mark.parametrize(
     ("make", "kind", "built"),
     [
-        (build.vit_classifier, Classify, "ViTForImageClassification"),
-        (build.vit_backbone, Embed, "ViTModel"),
-        (build.deit_backbone, Embed, "DeiTModel"),
-        (build.dinov2_backbone, Embed, "Dinov2Model"),
-        (build.clip, Embed, "CLIPVisionModelWithProjection"),
-        (build.siglip, Embed, "SiglipVisionModel"),
-        (build.blip, Caption, "BlipForConditionalGeneration"),
-        (build.blip2, Caption, "Blip2ForConditionalGeneration"),
-        (build.encoder_decoder, Caption, "VisionEncoderDecoderModel"),
+        (build.vit_classifier, Classification, "ViTForImageClassification"),
+        (build.vit_backbone, Embedding, "ViTModel"),
+        (build.deit_backbone, Embedding, "DeiTModel"),
+        (build.dinov2_backbone, Embedding, "Dinov2Model"),
+        (build.clip, Embedding, "CLIPVisionModelWithProjection"),
+        (build.siglip, Embedding, "SiglipVisionModel"),
+        (build.blip, Captioning, "BlipForConditionalGeneration"),
+        (build.blip2, Captioning, "Blip2ForConditionalGeneration"),
+        (build.encoder_decoder, Captioning, "VisionEncoderDecoderModel"),
     ],
 )
 def test_a_folder_becomes_a_task(
-    tmp_path: Path, make: Callable[[Path], Path], kind: type[Task[Any]], built: str
+    tmp_path: Path, make: Callable[[Path], Path], kind: type[ImageTask[Any]], built: str
 ) -> None:
-    task = load(str(make(tmp_path / "model")))
+    task = load_task(str(make(tmp_path / "model")))
     assert type(task) is kind
     assert type(task.model).__name__ == built
     assert not task.model.training
@@ -71,14 +72,14 @@ def test_a_folder_becomes_a_task(
     output = task.outputs(task.model, pixels)
     assert len(output) == 3
     assert len(task.words(output)) == 3
-    scores = summarize(task.measures(), task.scores(output, output, 0))
+    scores = summarize(task.comparisons, task.compare(output, output, 0))
     assert scores[task.agreement.key] == pytest.approx(1)
 
 
 def test_a_hub_classifier_gives_its_own_logits(tmp_path: Path) -> None:
     folder = build.vit_classifier(tmp_path / "model")
     images = pictures(tmp_path / "photos")
-    task = load(str(folder))
+    task = load_task(str(folder))
     inputs = hf.AutoImageProcessor.from_pretrained(folder)(images=images, return_tensors="pt")
     with torch.no_grad():
         expected = hf.ViTForImageClassification.from_pretrained(folder)(**inputs).logits
@@ -102,8 +103,8 @@ def embedding(kind: str, model: Any, pixels: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("kind", build.TOWERS)
 def test_image_encoders_embed(tmp_path: Path, kind: str) -> None:
     folder = build.tower(tmp_path / "model", kind)
-    task = load(str(folder))
-    assert isinstance(task, Embed)
+    task = load_task(str(folder))
+    assert isinstance(task, Embedding)
     assert not task.model.training
     assert task.pixels(pictures(tmp_path / "photos")).shape == (3, 3, 32, 32)
     pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -123,15 +124,15 @@ def test_a_classifier_with_a_teacher(tmp_path: Path) -> None:
     config = hf.DeiTConfig(**build.SIZES, id2label={index: f"kind {index}" for index in range(7)})
     build.wild(hf.DeiTForImageClassificationWithTeacher(config)).save_pretrained(tmp_path)
     hf.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
-    task = load(str(tmp_path))
-    assert isinstance(task, Classify)
+    task = load_task(str(tmp_path))
+    assert isinstance(task, Classification)
     assert task.outputs(task.model, torch.zeros(2, 3, 32, 32)).shape == (2, 7)
 
 
 def test_captions_are_those_of_generate(tmp_path: Path) -> None:
     folder = build.blip(tmp_path / "model")
     images = pictures(tmp_path / "photos")
-    task = load(str(folder), beams=2)
+    task = load_task(str(folder), beams=2)
     processor: Any = hf.BlipProcessor.from_pretrained(folder)
     model = hf.BlipForConditionalGeneration.from_pretrained(folder).eval()
     pixels = processor(images=images, return_tensors="pt")["pixel_values"]
@@ -143,8 +144,8 @@ def test_captions_are_those_of_generate(tmp_path: Path) -> None:
 
 def test_timm_with_local_weights(tmp_path: Path) -> None:
     path = build.timm_weights(tmp_path / "tiny.safetensors")
-    task = load(f"timm:{build.TINY}", path)
-    assert isinstance(task, Classify)
+    task = load_task(f"timm:{build.TINY}", path)
+    assert isinstance(task, Classification)
     pixels = task.pixels(pictures(tmp_path / "photos"))
     assert pixels.shape == (3, 3, 160, 160)
     model = timm.create_model(build.TINY).eval()
@@ -155,7 +156,7 @@ def test_timm_with_local_weights(tmp_path: Path) -> None:
 def test_a_checkpoint_with_other_classes_and_wrappings(tmp_path: Path) -> None:
     state = build.wild(timm.create_model(build.TINY, num_classes=7)).state_dict()
     torch.save({"epoch": 3, "state_dict": state}, tmp_path / "tuned.pth")
-    task = load(f"timm:{build.TINY}", tmp_path / "tuned.pth")
+    task = load_task(f"timm:{build.TINY}", tmp_path / "tuned.pth")
     assert task.outputs(task.model, torch.zeros(1, 3, 160, 160)).shape == (1, 7)
 
 
@@ -168,17 +169,17 @@ def squeezenet() -> dict[str, torch.Tensor]:
 
 def test_torchvision_with_local_weights(tmp_path: Path, squeezenet: dict[str, Any]) -> None:
     save_file(squeezenet, tmp_path / "tuned.safetensors")
-    task = load("torchvision:squeezenet1_1", tmp_path / "tuned.safetensors")
-    assert isinstance(task, Classify)
+    task = load_task("torchvision:squeezenet1_1", tmp_path / "tuned.safetensors")
+    assert isinstance(task, Classification)
     assert (task.name, task.model.training) == ("torchvision:squeezenet1_1", False)
     pixels = task.pixels(pictures(tmp_path / "photos"))
     model = torchvision.models.squeezenet1_1(num_classes=5).eval()
     model.load_state_dict(squeezenet)
     assert torch.equal(task.outputs(task.model, pixels), model(pixels).detach())
     assert pixels.shape == (3, 3, 224, 224)
-    assert next(m.key for m in with_labels(task, (0, 4)).measures()) == "accuracy"
+    assert next(m.key for m in task.with_labels((0, 4)).comparisons) == "accuracy"
     with pytest.raises(InputError, match="the model has 5 classes"):
-        with_labels(task, (0, 5))
+        task.with_labels((0, 5))
     with pytest.raises(UnknownArchitecture, match="no row describes SqueezeNet"):
         turbovlm.apply(task.model, turbovlm.Merge(r=4))
 
@@ -193,7 +194,7 @@ def test_torchvision_with_published_weights(
     cached.parent.mkdir(parents=True)
     model = build.wild(torchvision.models.squeezenet1_1())
     torch.save(model.state_dict(), cached)
-    task = load("torchvision:squeezenet1_1")
+    task = load_task("torchvision:squeezenet1_1")
     images = pictures(tmp_path / "photos")
     pixels = torch.stack([weights.transforms()(image) for image in images])
     assert torch.equal(task.pixels(images), pixels)
@@ -202,7 +203,7 @@ def test_torchvision_with_published_weights(
     with pytest.raises(
         ModelError, match=r"weights of torchvision:squeezenet1_1 .*local file with --weights"
     ):
-        load("torchvision:squeezenet1_1")
+        load_task("torchvision:squeezenet1_1")
 
 
 def test_the_image_size_follows_from_the_file(squeezenet: dict[str, Any]) -> None:
@@ -217,9 +218,9 @@ def test_another_transformer_does_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     torch.save(build.torchvision_vit(num_classes=3).state_dict(), path)
     with pytest.raises(ModelError, match=r"w\.pth does not fit torchvision:vit_b_16: 120 keys"):
-        load("torchvision:vit_b_16", path)
+        load_task("torchvision:vit_b_16", path)
     with pytest.raises(ModelError, match=r"does not fit torchvision:squeezenet1_1 \(.*image_size"):
-        load("torchvision:squeezenet1_1", path)
+        load_task("torchvision:squeezenet1_1", path)
 
 
 def test_preprocessing_of_torchvision_files(tmp_path: Path) -> None:
@@ -254,8 +255,8 @@ def clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["tiny-clip", "tiny-coca"])
 def test_open_clip_with_local_weights(tmp_path: Path, name: str) -> None:
     path = build.open_clip_weights(tmp_path / "w.safetensors", name)
-    task = load(f"open_clip:{name}", path)
-    assert isinstance(task, Embed)
+    task = load_task(f"open_clip:{name}", path)
+    assert isinstance(task, Embedding)
     assert (task.name, task.model.training) == (f"open_clip:{name}", False)
     model: Any
     transform: Any
@@ -275,22 +276,22 @@ def test_open_clip_with_published_weights(tmp_path: Path, monkeypatch: pytest.Mo
     path = build.open_clip_weights(tmp_path / "w.safetensors", "tiny-clip")
     known = open_clip.pretrained._PRETRAINED
     with pytest.raises(ModelError, match=r"knows no published weights of tiny-clip: .*--weights"):
-        load("open_clip:tiny-clip")
+        load_task("open_clip:tiny-clip")
     other = {"file": str(tmp_path / "gone"), "quick_gelu": True}
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
     monkeypatch.setitem(known, "tiny-clip", {"other": other})
     with pytest.raises(ModelError, match=r"another activation .*open_clip:tiny-clip-quickgelu"):
-        load("open_clip:tiny-clip")
+        load_task("open_clip:tiny-clip")
     ours = {"file": str(path), "mean": mean, "std": std, "resize_mode": "squash"}
     monkeypatch.setitem(known, "tiny-clip", {"other": other, "ours": ours})
-    task = load("open_clip:tiny-clip")
+    task = load_task("open_clip:tiny-clip")
     assert (task.prepare.mean, task.prepare.std) == (mean, std)
     pixels = torch.randn(1, 3, 32, 32)
-    same = load("open_clip:tiny-clip", path)
+    same = load_task("open_clip:tiny-clip", path)
     assert torch.equal(task.outputs(task.model, pixels), same.outputs(same.model, pixels))
     monkeypatch.setitem(known, "tiny-clip", {"ours": {"file": str(tmp_path / "gone")}})
     with pytest.raises(ModelError, match=r"cannot get the weights of open_clip:tiny-clip \(.*gone"):
-        load("open_clip:tiny-clip")
+        load_task("open_clip:tiny-clip")
 
 
 @pytest.mark.usefixtures("clips")
@@ -302,7 +303,7 @@ def test_a_file_is_preprocessed_as_the_published_weights(
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-clip", {"siglip": half})
     wide = Image.new("RGB", (90, 30), (255, 0, 0))
     wide.paste((0, 0, 255), (0, 0, 20, 30))  # a centre crop would not see it
-    pixels = load("open_clip:tiny-clip", path).pixels([wide])
+    pixels = load_task("open_clip:tiny-clip", path).pixels([wide])
     assert pixels[0, :, 16, 0].tolist() == [-1, -1, 1]
     assert pixels[0, :, 16, 31].tolist() == [1, -1, -1]
 
@@ -312,17 +313,17 @@ def test_open_clip_weights_that_do_not_fit(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(ModelError, match=r"no weights file .*gone\.pth"):
-        load("open_clip:tiny-clip", tmp_path / "gone.pth")
+        load_task("open_clip:tiny-clip", tmp_path / "gone.pth")
     path = build.open_clip_weights(tmp_path / "w.safetensors", "tiny-clip")
     caplog.clear()
     state = load_file(path)
     del state["visual.proj"]
     save_file(state, path)
     with pytest.raises(ModelError, match=r'does not fit .*Missing key.*"visual\.proj".*give the'):
-        load("open_clip:tiny-clip", path)
+        load_task("open_clip:tiny-clip", path)
     torch.save({"x": Evil(tmp_path / "ran")}, tmp_path / "evil.pth")
     with pytest.raises(ModelError, match=r"evil\.pth does not fit"):
-        load("open_clip:tiny-clip", tmp_path / "evil.pth")
+        load_task("open_clip:tiny-clip", tmp_path / "evil.pth")
     assert not (tmp_path / "ran").exists()
     assert caplog.records == []
 
@@ -350,7 +351,7 @@ def test_bench_of_an_open_clip_tower(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_the_picture_shown_is_the_picture_seen(tmp_path: Path) -> None:
-    task = load(f"timm:{build.TINY}", build.timm_weights(tmp_path / "tiny.safetensors"))
+    task = load_task(f"timm:{build.TINY}", build.timm_weights(tmp_path / "tiny.safetensors"))
     red = Image.new("RGB", (200, 200), (220, 30, 60))
     assert task.prepare.show(task.pixels([red])[0])[80, 80].tolist() == [220, 30, 60]
 
@@ -373,20 +374,20 @@ def test_weights_that_do_not_fit(
     change(state)
     save_file(state, tmp_path / "w.safetensors")
     with pytest.raises(ModelError, match=message):
-        load(f"timm:{build.TINY}", tmp_path / "w.safetensors")
+        load_task(f"timm:{build.TINY}", tmp_path / "w.safetensors")
 
 
 def test_weights_that_cannot_be_read(tmp_path: Path) -> None:
     name = f"timm:{build.TINY}"
     with pytest.raises(ModelError, match=r"no weights file .*gone\.pth"):
-        load(name, tmp_path / "gone.pth")
+        load_task(name, tmp_path / "gone.pth")
     for path in (tmp_path / "noise.safetensors", tmp_path / "noise.pth"):
         path.write_bytes(b"this is no checkpoint at all")
         with pytest.raises(ModelError, match="cannot read weights from"):
-            load(name, path)
+            load_task(name, path)
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ModelError, match="holds no table of tensors"):
-        load(name, tmp_path / "list.pth")
+        load_task(name, tmp_path / "list.pth")
 
 
 class Evil:
@@ -402,38 +403,38 @@ class Evil:
 def test_a_pickle_cannot_run_code(tmp_path: Path) -> None:
     torch.save({"x": Evil(tmp_path / "ran")}, tmp_path / "evil.pth")
     with pytest.raises(ModelError, match="cannot read weights"):
-        load(f"timm:{build.TINY}", tmp_path / "evil.pth")
+        load_task(f"timm:{build.TINY}", tmp_path / "evil.pth")
     assert not (tmp_path / "ran").exists()
 
 
 def test_unknown_names(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no model 'vit_tniy_patch16_224': did you mean vit_tiny"):
-        load("timm:vit_tniy_patch16_224")
+        load_task("timm:vit_tniy_patch16_224")
     with pytest.raises(ModelError, match=r"no model 'vit_b_61': did you mean vit_b_16"):
-        load("torchvision:vit_b_61")
+        load_task("torchvision:vit_b_61")
     with pytest.raises(ModelError, match=r"no model 'ViT-B/32': did you mean ViT-B-32"):
-        load("open_clip:ViT-B/32")
+        load_task("open_clip:ViT-B/32")
     with pytest.raises(ModelError, match=r"'keras:vit' .*torchvision:NAME or open_clip:NAME"):
-        load("keras:vit")
+        load_task("keras:vit")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="is the folder complete"):
-        load(str(tmp_path / "empty"))
+        load_task(str(tmp_path / "empty"))
 
 
 def test_a_folder_without_its_processor(tmp_path: Path) -> None:
     folder = build.vit_classifier(tmp_path / "model")
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(ModelError, match="cannot load ImageProcessor of"):
-        load(str(folder))
+        load_task(str(folder))
 
 
 def test_an_architecture_that_bench_cannot_run(tmp_path: Path) -> None:
     hf.BertConfig(architectures=["BertModel"]).save_pretrained(tmp_path)
     with pytest.raises(UnknownArchitecture, match=r"is a BertModel \(bert\).*ViTModel|turbovlm"):
-        load(str(tmp_path))
+        load_task(str(tmp_path))
     hf.Siglip2Config(architectures=["Siglip2ForImageClassification"]).save_pretrained(tmp_path)
     with pytest.raises(UnknownArchitecture, match=r"\(siglip2\), which bench cannot run"):
-        load(str(tmp_path))
+        load_task(str(tmp_path))
 
 
 def test_no_weight_is_left_random(tmp_path: Path) -> None:
@@ -442,7 +443,10 @@ def test_no_weight_is_left_random(tmp_path: Path) -> None:
     config.architectures = ["ViTModel"]
     config.save_pretrained(folder)
     images = pictures(tmp_path / "photos")
-    first, second = load(str(folder)), load(str(folder))  # its pooling layer was never saved
+    first, second = (
+        load_task(str(folder)),
+        load_task(str(folder)),
+    )  # its pooling layer was never saved
     pixels = first.pixels(images)
     assert torch.equal(first.outputs(first.model, pixels), second.outputs(second.model, pixels))
     state = hf.ViTModel.from_pretrained(folder).state_dict()
@@ -451,14 +455,14 @@ def test_no_weight_is_left_random(tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match=r"lacks 1 weights of ViTModel \(layernorm\.bias, \.\.\.\)"
     ):
-        load(str(folder))
+        load_task(str(folder))
 
 
 def test_arguments_that_mean_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"goes with timm:NAME, torchvision:NAME or open_clip"):
-        load("some/model", tmp_path / "w.pth")
+        load_task("some/model", tmp_path / "w.pth")
     with pytest.raises(ConfigError, match="--beams must be at least 1"):
-        load("some/model", beams=0)
+        load_task("some/model", beams=0)
 
 
 @pytest.mark.parametrize(
@@ -479,18 +483,18 @@ def test_a_missing_extra_names_the_install_command(
         importlib.util, "find_spec", lambda module: None if module == package else real(module)
     )
     with pytest.raises(MissingExtra, match=rf"{package}.*pip install 'turbovlm\[{extra}\]'"):
-        load(name)
+        load_task(name)
 
 
 def test_labels_are_for_classifiers(tmp_path: Path) -> None:
-    embedder = load(str(build.vit_backbone(tmp_path / "model")))
-    assert with_labels(embedder, None) is embedder
+    embedder = load_task(str(build.vit_backbone(tmp_path / "model")))
+    assert embedder.with_labels(None) is embedder
     with pytest.raises(ConfigError, match="--labels is for classifiers"):
-        with_labels(embedder, (1, 2))
-    classifier = load(str(build.vit_classifier(tmp_path / "classes")))
-    assert next(m.key for m in with_labels(classifier, (0, 6)).measures()) == "accuracy"
+        embedder.with_labels((1, 2))
+    classifier = load_task(str(build.vit_classifier(tmp_path / "classes")))
+    assert next(m.key for m in classifier.with_labels((0, 6)).comparisons) == "accuracy"
     with pytest.raises(InputError, match="the model has 7 classes"):
-        with_labels(classifier, (0, 7))
+        classifier.with_labels((0, 7))
 
 
 @pytest.mark.data
@@ -499,9 +503,9 @@ def test_real_weights_know_real_photographs() -> None:
         pytest.skip("no real weights here: set TURBOVLM_DATA")
     weights = DATA / "vit_tiny_augreg/vit_tiny_patch16_224.safetensors"
     images = ImageFolder.open(DATA / "photos500", "labels.csv")
-    task = with_labels(load("timm:vit_tiny_patch16_224", weights), images.labels)
+    task = load_task("timm:vit_tiny_patch16_224", weights).with_labels(images.labels)
     number = 100
     output = task.outputs(task.model, task.pixels([images.image(i) for i in range(number)]))
-    scores = summarize(task.measures(), task.scores(output, output, 0))
+    scores = summarize(task.comparisons, task.compare(output, output, 0))
     # 89.2 % on all 500 with the model's own preprocessing; three standard errors of 100 images
     assert scores["accuracy"] == pytest.approx(0.892, abs=0.093)

@@ -8,9 +8,10 @@ import numpy as np
 
 from turbovlm.config import Merge
 from turbovlm.measure.speed import Ratio
-from turbovlm_workbench.compare.rows import UNMERGED, BenchReport, BenchRow
+from turbovlm_workbench.compare.rows import BenchReport, BenchRow
 from turbovlm_workbench.compare.samples import Sample
-from turbovlm_workbench.tasks.classify import ACCURACY, AGREEMENT, KL, LOST
+from turbovlm_workbench.load.loaded import UNMERGED
+from turbovlm_workbench.tasks.classification import ACCURACY, AGREEMENT, KL, LOST
 
 
 def row(config: Merge | None, speed: float, agreement: float, accuracy: float = 0.8) -> BenchRow:

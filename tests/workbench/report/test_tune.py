@@ -10,7 +10,7 @@ from rich.console import Console
 from turbovlm.config import Merge
 from turbovlm.measure.speed import Ratio
 from turbovlm_workbench.report.tune import tune_lines, tune_table
-from turbovlm_workbench.tasks.classify import AGREEMENT, GIVEN_UP
+from turbovlm_workbench.tasks.classification import AGREEMENT, GIVEN_UP
 from turbovlm_workbench.tune.trials import Loss, Trial
 from turbovlm_workbench.tune.tune import Tuned
 

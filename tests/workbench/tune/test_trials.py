@@ -12,7 +12,7 @@ from tests.workbench import build
 from turbovlm.config import Merge
 from turbovlm.errors import InputError
 from turbovlm_workbench.data.images import ImageFolder
-from turbovlm_workbench.load.models import load, with_labels
+from turbovlm_workbench.tasks.registry import load_task
 from turbovlm_workbench.tune.bound import upper_bound
 from turbovlm_workbench.tune.trials import Loss, Part, split_images
 
@@ -83,13 +83,13 @@ def test_too_few_images() -> None:
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_part_scores_its_own_images_and_labels(tmp_path: Path, keep: bool) -> None:
     folder = ImageFolder.open(build.noise(tmp_path / "noise", 6))
-    task = load(str(build.vit_classifier(tmp_path / "model")))
+    task = load_task(str(build.vit_classifier(tmp_path / "model")))
     pixels = task.pixels([folder.image(index) for index in range(6)])
     before = task.outputs(task.model, pixels)
     with turbovlm.applied(task.model, Merge(r=12)):
         after = task.outputs(task.model, pixels)
     labels = before.argmax(-1)
-    task = with_labels(task, tuple(labels.tolist()))
+    task = task.with_labels(tuple(labels.tolist()))
     chosen = [4, 1, 5]  # out of order, over two batches
     scores = Part(task, folder, chosen, 2, keep=keep).scores(Merge(r=12))
     lost = (after.argmax(-1) != labels)[chosen].double().tolist()

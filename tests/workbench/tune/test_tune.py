@@ -18,8 +18,8 @@ from turbovlm.errors import ConfigError, InputError, ModelError
 from turbovlm.measure import Timing
 from turbovlm_workbench.compare.bench import BenchPlan
 from turbovlm_workbench.data.images import ImageFolder
-from turbovlm_workbench.load.models import load, with_labels
-from turbovlm_workbench.tasks.base import Task
+from turbovlm_workbench.tasks.image import ImageTask
+from turbovlm_workbench.tasks.registry import load_task
 from turbovlm_workbench.tune.search import Search
 from turbovlm_workbench.tune.trials import Part, loss_of, split_images
 from turbovlm_workbench.tune.tune import Tuned, tune
@@ -61,16 +61,16 @@ def small(place: Path) -> ImageFolder:
 
 
 @pytest.fixture(scope="module")
-def embedder(place: Path) -> Task[Any]:
-    return load(str(build.clip(place / "clip")))
+def embedder(place: Path) -> ImageTask[Any]:
+    return load_task(str(build.clip(place / "clip")))
 
 
 @pytest.fixture
-def task(place: Path) -> Task[Any]:
-    return load(f"timm:{build.TINY}", place / "tiny.safetensors")
+def task(place: Path) -> ImageTask[Any]:
+    return load_task(f"timm:{build.TINY}", place / "tiny.safetensors")
 
 
-def tuned(task: Task[Any], images: ImageFolder, promise: float, **more: Any) -> Tuned:
+def tuned(task: ImageTask[Any], images: ImageFolder, promise: float, **more: Any) -> Tuned:
     return tune(task, images, promise, BenchPlan(batch=8), **{"timer": by_operations, **more})
 
 
@@ -87,12 +87,12 @@ def loose(place: Path, images: ImageFolder) -> Tuned:
         TOLD.setdefault(name, []).append((done, total))
         NUMBERS.extend([int(number)] if number else [])
 
-    task = load(f"timm:{build.TINY}", place / "tiny.safetensors")
+    task = load_task(f"timm:{build.TINY}", place / "tiny.safetensors")
     return tuned(task, images, 0.5, progress=progress)
 
 
 def test_it_finds_a_faster_setting_that_keeps_the_promise(
-    loose: Tuned, task: Task[Any], images: ImageFolder
+    loose: Tuned, task: ImageTask[Any], images: ImageFolder
 ) -> None:
     chosen = loose.chosen
     assert chosen is not None
@@ -121,7 +121,7 @@ def test_it_needs_few_evaluations_and_writes_all_of_them_down(loose: Tuned) -> N
     assert {trial.loss.images for trial in loose.trials if trial.stage != "validation"} == {8}
 
 
-def test_the_fastest_of_the_accepted_is_chosen(loose: Tuned, task: Task[Any]) -> None:
+def test_the_fastest_of_the_accepted_is_chosen(loose: Tuned, task: ImageTask[Any]) -> None:
     kept = {t.merge for t in loose.trials if t.stage == "validation" and t.loss.within(0.5)}
     assert len(kept) > 1
     pixels = torch.zeros(1, 3, 160, 160)
@@ -133,14 +133,14 @@ def test_the_fastest_of_the_accepted_is_chosen(loose: Tuned, task: Task[Any]) ->
     assert work[loose.closest.merge] == min(work.values())
 
 
-def test_equal_seeds_find_the_same(embedder: Task[Any], small: ImageFolder) -> None:
+def test_equal_seeds_find_the_same(embedder: ImageTask[Any], small: ImageFolder) -> None:
     trials = tuned(embedder, small, 0.2).trials
     assert tuned(embedder, small, 0.2).trials == trials
     assert tuned(embedder, small, 0.2, seed=1).trials != trials
 
 
 def test_a_tight_promise_is_kept_by_a_gentler_setting(
-    embedder: Task[Any], small: ImageFolder
+    embedder: ImageTask[Any], small: ImageFolder
 ) -> None:
     loose = tuned(embedder, small, 0.2).closest
     assert loose is not None
@@ -154,7 +154,7 @@ def test_a_tight_promise_is_kept_by_a_gentler_setting(
 
 
 def test_nothing_is_worth_it_where_time_is_not_saved(
-    embedder: Task[Any], small: ImageFolder
+    embedder: ImageTask[Any], small: ImageFolder
 ) -> None:
     found = tuned(embedder, small, 0.5, timer=no_gain)
     assert found.chosen is None
@@ -168,12 +168,12 @@ def test_nothing_is_worth_it_where_no_setting_keeps_the_promise(
     tmp_path: Path, small: ImageFolder
 ) -> None:
     # its head reads all tokens, so that every merge turns an embedding by more
-    found = tuned(load(str(build.siglip(tmp_path / "siglip"))), small, 1e-12)
+    found = tuned(load_task(str(build.siglip(tmp_path / "siglip"))), small, 1e-12)
     assert (found.chosen, found.closest, found.speedup) == (None, None, None)
     assert "validation" not in {trial.stage for trial in found.trials}
 
 
-def test_what_nobody_reads_goes_for_free(embedder: Task[Any], small: ImageFolder) -> None:
+def test_what_nobody_reads_goes_for_free(embedder: ImageTask[Any], small: ImageFolder) -> None:
     # behind the attention of the last block only the cls token is read
     found = tuned(embedder, small, 1e-9)
     assert found.closest is not None
@@ -185,7 +185,7 @@ def test_what_nobody_reads_goes_for_free(embedder: Task[Any], small: ImageFolder
 def test_nothing_goes_for_free_where_all_tokens_are_read(
     tmp_path: Path, small: ImageFolder
 ) -> None:
-    found = tuned(load(str(build.siglip(tmp_path / "siglip"))), small, 0.5)
+    found = tuned(load_task(str(build.siglip(tmp_path / "siglip"))), small, 0.5)
     assert found.closest is not None
     assert {trial.merge.collapse for trial in found.trials} == {False}
     assert "collapse" not in {trial.stage for trial in found.trials}
@@ -210,18 +210,18 @@ def test_progress_tells_every_stage(loose: Tuned) -> None:
     assert list(range(1, len(loose.trials) + 1)) == NUMBERS
 
 
-def test_an_embedding_is_tuned_too(embedder: Task[Any], small: ImageFolder) -> None:
+def test_an_embedding_is_tuned_too(embedder: ImageTask[Any], small: ImageFolder) -> None:
     found = tuned(embedder, small, 0.2)
     assert found.task == "embedding"
     assert found.closest is not None
     assert found.closest.loss.mean == pytest.approx(1 - found.closest.quality["cosine"])
 
 
-def test_labels_follow_their_images(task: Task[Any], images: ImageFolder) -> None:
+def test_labels_follow_their_images(task: ImageTask[Any], images: ImageFolder) -> None:
     pixels = task.pixels([images.image(index) for index in range(IMAGES)])
     labels = task.outputs(task.model, pixels).argmax(-1).tolist()
     search = Search(
-        with_labels(task, tuple(labels)),
+        task.with_labels(tuple(labels)),
         images,
         split_images(IMAGES, 0)[0],
         BenchPlan(batch=8),
@@ -233,7 +233,7 @@ def test_labels_follow_their_images(task: Task[Any], images: ImageFolder) -> Non
 
 
 def test_validation_climbs_from_below_and_stops_at_the_first_refusal(
-    task: Task[Any], images: ImageFolder
+    task: ImageTask[Any], images: ImageFolder
 ) -> None:
     searched, held = split_images(IMAGES, 0)
     search = Search(task, images, searched, BenchPlan(batch=8), by_operations)
@@ -258,18 +258,20 @@ def test_validation_climbs_from_below_and_stops_at_the_first_refusal(
 
 
 @pytest.mark.parametrize("promise", [0.0, 1.0, -0.1, float("nan")])
-def test_promises_that_mean_nothing(task: Task[Any], images: ImageFolder, promise: float) -> None:
+def test_promises_that_mean_nothing(
+    task: ImageTask[Any], images: ImageFolder, promise: float
+) -> None:
     with pytest.raises(ConfigError, match="max_loss is a share above 0 and below 1"):
         tuned(task, images, promise)
 
 
-def test_too_few_images(tmp_path: Path, task: Task[Any]) -> None:
+def test_too_few_images(tmp_path: Path, task: ImageTask[Any]) -> None:
     few = ImageFolder.open(build.noise(tmp_path / "few", 19))
     with pytest.raises(InputError, match="at least 20 images and got 19"):
         tuned(task, few, 0.1)
 
 
-def test_outputs_that_are_no_numbers(task: Task[Any], images: ImageFolder) -> None:
+def test_outputs_that_are_no_numbers(task: ImageTask[Any], images: ImageFolder) -> None:
     with torch.no_grad():
         next(task.model.parameters()).fill_(float("nan"))
     with pytest.raises(ModelError, match=r"no numbers in torch\.float32: use --dtype fp32"):

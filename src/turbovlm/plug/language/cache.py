@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from turbovlm.errors import UnsupportedInput
-from turbovlm.plug.swap import install, uninstall
+from turbovlm.plug.swap import Swap, install, uninstall
 
 NAMES = ("cache", "past_key_values")  # newer and older transformers
 
 
 @dataclass(frozen=True)
-class Record:
+class ShortRecord:
     """Which columns of the prompt a cache holds.
 
     Attributes:
@@ -35,6 +35,7 @@ class Record:
     columns: Tensor
     length: int
     padded: bool
+    patch: None = None  # it belongs to a cache, not to a model
 
     @property
     def dropped(self) -> int:
@@ -51,7 +52,7 @@ class Record:
 class ShortCache:
     """Mixed in front of a cache class of transformers that `hold` was called with."""
 
-    turbo_site: Record
+    turbo_site: ShortRecord
 
     def get_seq_length(self, *args: Any, **kwargs: Any) -> Any:
         """Tokens that the cache stands for; 0 once it is empty."""
@@ -102,16 +103,16 @@ class ShortCache:
         hold(self, replace(site, columns=site.columns[rows.to(site.columns.device)]))
 
 
-def record_of(cache: Any) -> Record | None:
+def record_of(cache: Any) -> ShortRecord | None:
     """What a shortened cache holds; None for any other."""
     return cache.turbo_site if isinstance(cache, ShortCache) else None
 
 
-def hold(cache: Any, record: Record) -> None:
+def hold(cache: Any, record: ShortRecord) -> None:
     """Let ``cache`` stand for more tokens than it holds."""
     if isinstance(cache, ShortCache):
         release(cache)
-    install(cast(Any, cache), cast(Any, ShortCache), replace(record, host=type(cache)))
+    install([Swap(cast(Any, cache), cast(Any, ShortCache), replace(record, host=type(cache)))])
 
 
 def release(cache: Any) -> None:

@@ -14,10 +14,10 @@ from turbovlm.config.visual_tokens import VisualTokens
 from turbovlm.errors import ConfigError, UnsupportedInput
 from turbovlm.maths.cells import cells, frames
 from turbovlm.maths.leaves import leaf_gains
-from turbovlm.maths.select import Selection, choose, directions, enough
+from turbovlm.maths.select import Selection, enough, keep_tokens, unit_features
 from turbovlm.maths.selectors import SELECTORS, Candidates
 from turbovlm.plug.language.picture import MARK, NOWHERE, Picture, square
-from turbovlm.plug.language.state import Call, Patch
+from turbovlm.plug.language.state import LanguageCall, LanguagePatch
 from turbovlm.plug.language.trace import ImageTrace
 
 
@@ -70,7 +70,7 @@ class _Image:
     picture: Picture
 
 
-def groups(patch: Patch, call: Call, x: Tensor) -> list[Group]:
+def groups(patch: LanguagePatch, call: LanguageCall, x: Tensor) -> list[Group]:
     """Choose tokens in every image of the prompt.
 
     Args:
@@ -117,7 +117,7 @@ def _choose(
         if config.keep is not None and _count(config, len(free), place) == len(free):
             continue
         features = x[sample.unsqueeze(1), column[:, free]].detach()
-        unit = directions(features)
+        unit = unit_features(features)
         for which, keep in _counts(config, unit, place):
             if keep < len(free):
                 candidates = Candidates(unit[which], features[which], place, config.seed)
@@ -163,10 +163,12 @@ def _select(config: VisualTokens, candidates: Candidates, keep: int) -> Selectio
     if config.floor and config.method == "turbo" and candidates.place is not None:
         cell = cells(candidates.place, keep)
         cell = None if cell is None else cell.to(scores.device)
-    return choose(candidates.unit, scores, keep, cell=cell, merge=config.merge)
+    return keep_tokens(candidates.unit, scores, keep, cell=cell, merge=config.merge)
 
 
-def _images(patch: Patch, call: Call, features: Any, at: Tensor, modality: str) -> list[_Image]:
+def _images(
+    patch: LanguagePatch, call: LanguageCall, features: Any, at: Tensor, modality: str
+) -> list[_Image]:
     """The images of one modality, in the order of their placeholders ``at`` ``(M, 2)``."""
     layout = patch.row.layout
     if layout in ("runs", "latents"):

@@ -16,20 +16,21 @@ from torch import Tensor, nn
 from torch.compiler import disable
 
 from turbovlm.errors import UnsupportedInput
-from turbovlm.plug.arguments import bind
 from turbovlm.plug.language.picture import mark, mark_packed
 from turbovlm.plug.language.shorten import Step, shorten
-from turbovlm.plug.language.state import Call, Patch, Site
+from turbovlm.plug.language.state import LanguageCall, LanguagePatch, LanguageSite
+from turbovlm.plug.names import bind
+from turbovlm.plug.swap import site_of
 
 # they read values and change classes, which a compiler cannot follow
-_SHORTEN = cast(Callable[[Patch, nn.Module, dict[str, Any]], Step | None], disable(shorten))
+_SHORTEN = cast(Callable[[LanguagePatch, nn.Module, dict[str, Any]], Step | None], disable(shorten))
 _FINISH = cast(Callable[[Step, Any], None], disable(Step.finish))
 
 
 class TurboHead(nn.Module):
     """The model with its head: refuses what cannot be right."""
 
-    turbo_site: Site
+    turbo_site: LanguageSite
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the host takes and returns.
@@ -37,6 +38,8 @@ class TurboHead(nn.Module):
         Raises:
             UnsupportedInput: for labels, and for logits at positions of the whole prompt.
         """
+        if site_of(self) is None:  # made anew from a patched model's class
+            return super().__call__(*args, **kwargs)
         given = bind(self.turbo_site.names, args, kwargs)
         if given.get("labels") is not None:
             raise UnsupportedInput(
@@ -68,7 +71,7 @@ class TurboHead(nn.Module):
 class TurboOuter(nn.Module):
     """The model that sees the prompt: notes where the images are while it runs."""
 
-    turbo_site: Site
+    turbo_site: LanguageSite
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the host takes and returns.
@@ -76,18 +79,20 @@ class TurboOuter(nn.Module):
         Raises:
             UnsupportedInput: if it is not known which positions are visual.
         """
-        site = self.turbo_site
+        site = site_of(self)
+        if site is None:
+            return super().__call__(*args, **kwargs)
         with site.patch.running(_begin(site, self, bind(site.names, args, kwargs))):
             return super().__call__(*args, **kwargs)
 
     @property
     def get_image_features(self) -> Callable[..., Any]:
-        """The host's own; how the tokens layout in each image is noted on its features."""
+        """The host's own; how the tokens lie in each image is noted on its features."""
         return _watched(self, cast(Any, super()).get_image_features, "image")
 
     @property
     def get_video_features(self) -> Callable[..., Any]:
-        """The host's own; how the tokens layout in each video is noted on its features."""
+        """The host's own; how the tokens lie in each video is noted on its features."""
         return _watched(self, cast(Any, super()).get_video_features, "video")
 
 
@@ -111,11 +116,13 @@ class TurboPackedOuter(TurboOuter):
 class TurboLanguage(nn.Module):
     """The language model: handed fewer visual tokens."""
 
-    turbo_site: Site
+    turbo_site: LanguageSite
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the host takes and returns."""
-        site = self.turbo_site
+        site = site_of(self)
+        if site is None:
+            return super().__call__(*args, **kwargs)
         step = _SHORTEN(site.patch, self, bind(site.names, args, kwargs))
         if step is None:
             return super().__call__(*args, **kwargs)
@@ -128,7 +135,7 @@ class TurboLanguage(nn.Module):
         return output
 
 
-def _begin(site: Site, outer: nn.Module, given: dict[str, Any]) -> Call | None:
+def _begin(site: LanguageSite, outer: nn.Module, given: dict[str, Any]) -> LanguageCall | None:
     """What is known of the prompt before the outer model runs."""
     ids, features = given.get("input_ids"), given.get("mm_encoder_outputs")
     if ids is None:
@@ -150,7 +157,7 @@ def _begin(site: Site, outer: nn.Module, given: dict[str, Any]) -> Call | None:
             "get_image_features fills"
         )
     mask = given.get("attention_mask")
-    call = Call(ids, mask if isinstance(mask, Tensor) and mask.dim() == 2 else None)
+    call = LanguageCall(ids, mask if isinstance(mask, Tensor) and mask.dim() == 2 else None)
     for modality, output in (features or {}).items():
         if output is not None:
             call.features[modality] = output["pooler_output"]
@@ -158,7 +165,9 @@ def _begin(site: Site, outer: nn.Module, given: dict[str, Any]) -> Call | None:
     return call
 
 
-def _check_images(patch: Patch, ids: Tensor, given: dict[str, Any], call: Call) -> None:
+def _check_images(
+    patch: LanguagePatch, ids: Tensor, given: dict[str, Any], call: LanguageCall
+) -> None:
     """Placeholders of a prompt need images, which a decoding step does not have any more."""
     pixels = any(v is not None and n.startswith("pixel_values") for n, v in given.items())
     if ids.shape[1] == 1 or pixels or call.features:
@@ -172,6 +181,8 @@ def _check_images(patch: Patch, ids: Tensor, given: dict[str, Any], call: Call) 
 
 
 def _watched(outer: TurboOuter, host: Callable[..., Any], modality: str) -> Callable[..., Any]:
+    if site_of(outer) is None:
+        return host
     patch = outer.turbo_site.patch
 
     @functools.wraps(host)  # generate() reads the signature

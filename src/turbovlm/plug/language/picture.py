@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from turbovlm.errors import UnsupportedInput
 from turbovlm.plug.language.row import LanguageRow
-from turbovlm.plug.row import attribute
+from turbovlm.plug.names import attribute
 
 MARK = "turbo_picture"
 """Attribute of a feature tensor that says how its tokens lie."""
@@ -44,7 +44,7 @@ NOWHERE = Picture(None)
 
 
 @functools.cache
-def grid(frames: int, height: int, width: int) -> Picture:
+def grid_picture(frames: int, height: int, width: int) -> Picture:
     """Tokens in rows, frame after frame."""
     axes = (
         torch.arange(frames, dtype=torch.float32),
@@ -58,7 +58,7 @@ def grid(frames: int, height: int, width: int) -> Picture:
 def square(tokens: int, frames: int = 1) -> Picture:
     """``tokens`` in ``frames`` squares; nowhere if they do not fill them."""
     side = math.isqrt(tokens // frames)
-    return grid(frames, side, side) if side * side * frames == tokens else NOWHERE
+    return grid_picture(frames, side, side) if side * side * frames == tokens else NOWHERE
 
 
 @functools.cache
@@ -88,11 +88,11 @@ def mark(
         side = math.prod(int(attribute(outer, name)) for name in row.patch)
         sizes = given.get(f"{modality}_grid_thw")
         sizes = [] if sizes is None else torch.as_tensor(sizes).tolist()
-        pictures = [grid(t, h // side, w // side) for t, h, w in sizes]
+        pictures = [grid_picture(t, h // side, w // side) for t, h, w in sizes]
     elif row.layout == "sizes" and given.get("image_sizes") is not None:
         side = math.prod(int(attribute(outer, name)) for name in row.patch)
         sizes = torch.as_tensor(given["image_sizes"]).tolist()
-        pictures = [grid(1, h // side, w // side) for h, w in sizes]
+        pictures = [grid_picture(1, h // side, w // side) for h, w in sizes]
     elif row.layout == "packed" and modality == "video" and isinstance(features, Tensor):
         frames = given["pixel_values_videos"].shape[1]
         setattr(features, MARK, square_and_newline(features.shape[1], frames))
@@ -141,7 +141,7 @@ def _read(rows: Tensor, tiles: int) -> Picture:
         newline = fixed[base:].nonzero()[:, 0]
         width = int(newline[0]) if len(newline) else len(free)
         height = math.ceil(len(free) / width)
-        whole = grid(1, height, width).place
+        whole = grid_picture(1, height, width).place
         assert whole is not None
         place[free] = whole[: len(free)]
         place[base:, 0] = 1

@@ -20,7 +20,7 @@ class LanguageRow:
         heads: classes with the head on top, which have ``generate``.
         language: the child of ``outer`` that is the language model.
         tokens: modality to the name of the placeholder's id in the configuration.
-        layout: how the tokens of one image layout in the picture.
+        layout: how the tokens of one image lie in the picture.
 
             ``"square"``: rows of a square, each image an entry of the projected features.
             ``"grid"``: ``image_grid_thw`` says frames, height and width in patches.

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from turbovlm.errors import UnsupportedInput
-from turbovlm.plug.language.cache import NAMES, Record, hold, record_of, release
+from turbovlm.plug.language.cache import NAMES, ShortRecord, hold, record_of, release
 from turbovlm.plug.language.images import Group, groups
 from turbovlm.plug.language.masks import Follow, check_width, sizes
-from turbovlm.plug.language.state import Patch
+from turbovlm.plug.language.state import LanguagePatch
 from turbovlm.plug.language.trace import VisualTrace
 from turbovlm.plug.language.windows import windowed
 
@@ -41,8 +41,8 @@ class Step:
 
     given: dict[str, Any]
     cache: Any
-    before: Record | None
-    after: Record
+    before: ShortRecord | None
+    after: ShortRecord
 
     def finish(self, output: Any) -> None:
         """The cache, given or made by the language model, stands for the whole prompt again."""
@@ -56,7 +56,7 @@ class Step:
             hold(self.cache, self.before)
 
 
-def shorten(patch: Patch, language: Any, given: dict[str, Any]) -> Step | None:
+def shorten(patch: LanguagePatch, language: Any, given: dict[str, Any]) -> Step | None:
     """The arguments of a language model without the visual tokens that go.
 
     Args:
@@ -76,7 +76,7 @@ def shorten(patch: Patch, language: Any, given: dict[str, Any]) -> Step | None:
     x, call = given.get("inputs_embeds"), patch.current()
     chosen: list[Group] = []
     if x is not None and call is not None and call.features:
-        patch.trace = None
+        patch.record(None)
         chosen = groups(patch, call, x)
     if not chosen and record is None:
         return None
@@ -109,18 +109,18 @@ def shorten(patch: Patch, language: Any, given: dict[str, Any]) -> Step | None:
         given["attention_mask"] = follow.mask(given["attention_mask"])
         if chosen:
             _visual(given, chosen, follow)
-            if patch.recording:
-                patch.trace = _trace(chosen, tokens, rows.shape[1])
+            if patch.recorders:
+                patch.record(_trace(chosen, tokens, rows.shape[1]))
     except BaseException:
         if record is not None:
             hold(cache, record)
         raise
-    after = Record(type(cache), columns, past + tokens, padded) if chosen else record
+    after = ShortRecord(type(cache), columns, past + tokens, padded) if chosen else record
     assert after is not None
     return Step(given, cache, record, after)
 
 
-def _held(cache: Any, record: Record | None, columns: Tensor) -> Tensor:
+def _held(cache: Any, record: ShortRecord | None, columns: Tensor) -> Tensor:
     """``(B, P)`` the columns of what is in the cache."""
     cached = int(cache.get_seq_length())
     if record is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,11 +11,11 @@ from torch import Tensor, nn
 
 from turbovlm.config.visual_tokens import VisualTokens
 from turbovlm.plug.language.row import LanguageRow
-from turbovlm.plug.language.trace import VisualTrace
+from turbovlm.plug.state import Patch
 
 
 @dataclass
-class Call:
+class LanguageCall:
     """One forward of the outer model.
 
     Attributes:
@@ -30,23 +29,22 @@ class Call:
     features: dict[str, Any] = field(default_factory=dict)
 
 
-class Patch:
-    """One patched model: immutable facts, plus the running call of each thread."""
+class LanguagePatch(Patch[VisualTokens, LanguageCall, None]):
+    """One patched model.
+
+    Args:
+        row: what is known of it.
+        config: which visual tokens stay.
+        tokens: modality to the id of its placeholder in the prompt.
+    """
 
     def __init__(self, row: LanguageRow, config: VisualTokens, tokens: Mapping[str, int]) -> None:
-        self.row, self.config = row, config
-        self.tokens = dict(tokens)
-        self.recording = False
-        self.trace: VisualTrace | None = None
-        self._threads = threading.local()
-
-    def current(self) -> Call | None:
-        """The forward of the outer model that this thread is running."""
-        return getattr(self._threads, "call", None)
+        super().__init__(config)
+        self.row, self.tokens = row, dict(tokens)
 
     @contextmanager
-    def running(self, call: Call | None) -> Iterator[None]:
-        """Make ``call`` this thread's own."""
+    def running(self, call: LanguageCall | None) -> Iterator[None]:
+        """Make ``call`` this thread's own, in compiled code too."""
         before = self.current()
         self._threads.call = call
         try:
@@ -54,22 +52,15 @@ class Patch:
         finally:
             self._threads.call = before
 
-    def __getstate__(self) -> dict[str, Any]:
-        kept = dict(self.__dict__)
-        for running in ("_threads", "trace"):
-            kept.pop(running)
-        return kept
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.trace = None
-        self._threads = threading.local()
+    def current(self) -> LanguageCall | None:
+        """The forward of the outer model that this thread is running."""
+        return getattr(self._threads, "call", None)
 
 
 @dataclass(frozen=True)
-class Site:
+class LanguageSite:
     """Where a swapped part of the model stands."""
 
-    patch: Patch
+    patch: LanguagePatch
     host: type[nn.Module]
     names: tuple[str, ...]

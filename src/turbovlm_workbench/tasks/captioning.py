@@ -1,15 +1,24 @@
-"""Captioning with BLIP and BLIP-2: exact match, and right attributes where scenes are described."""
+"""Captioning: BLEU and CIDEr, and how many captions and words a merged model changes."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from torch import Tensor, nn
 
-from turbovlm_workbench.tasks.base import Measure, Task
+from turbovlm.errors import ModelError, require
+from turbovlm_workbench.data import Captioned, read_captions
+from turbovlm_workbench.data.predictions import Record
+from turbovlm_workbench.load.loaded import Captioner, vision_tower
+from turbovlm_workbench.load.models import load_model
+from turbovlm_workbench.metrics.measure import Measure
+from turbovlm_workbench.tasks.image import ImageTask
+from turbovlm_workbench.tasks.registry import register_task
+from turbovlm_workbench.tasks.request import Request
+from turbovlm_workbench.tasks.scored import ScoredTask, Stages
 
 EXACT = Measure("exact", "same caption", "share of captions equal to the unmerged model's")
 ATTRIBUTES = Measure(
@@ -33,24 +42,51 @@ Truth = Sequence[Callable[[str], float]]
 """One function an image: the share of what a caption says that is true of it."""
 
 
-@dataclass
-class Caption(Task[list[str]]):
+@register_task
+@dataclass(frozen=True)
+class Captioning(ImageTask[list[str]], ScoredTask):
     """A captioner.
 
+    Metrics get the caption of an image, and those that people wrote.
+
     Args:
-        decode: token ids (B, T) to B strings.
-        options: arguments of ``generate``; sampling is off, so that captions can be compared.
-        truth: judges captions of every image, in order, where its content is known.
+        examples: images with one caption or more.
+        truth: for each image of a comparison, in order, where its content is known.
+
+    Raises:
+        ModelError: if the model writes no captions.
     """
 
-    decode: Callable[[Tensor], list[str]]
-    options: dict[str, Any] = field(default_factory=dict)
+    examples: Sequence[Captioned] = ()
     truth: Truth | None = None
 
     kind = "captioning"
+    reads = Captioner
+    options = frozenset({"weights"})
     agreement = EXACT
     drift = REWORDED
     tolerance = "90 % equal captions, or, where the truth is known, one point of attributes"
+
+    @classmethod
+    def from_request(cls, request: Request) -> Self:
+        """See `ScoredTask.from_request`."""
+        require("pycocoevalcap", "eval")
+        examples = request.first(read_captions(request.data, request.images, request.split))
+        return cls(load_model(request.model, request.weights, beams=request.beams), examples)
+
+    def __post_init__(self) -> None:
+        _ = self.captioner
+
+    @property
+    def captioner(self) -> Captioner:
+        """The loaded model.
+
+        Raises:
+            ModelError: if it writes no captions.
+        """
+        if isinstance(self.loaded, Captioner):
+            return self.loaded
+        raise ModelError(f"{self.name} writes no captions: give a captioner, BLIP or BLIP-2")
 
     @property
     def loss(self) -> Measure:
@@ -61,20 +97,23 @@ class Caption(Task[list[str]]):
         """
         return replace(REWORDED, key="loss") if self.truth is None else LOST
 
-    def measures(self) -> tuple[Measure, ...]:
+    @property
+    def comparisons(self) -> tuple[Measure, ...]:
         """Right attributes only where the truth is known."""
         return (EXACT,) if self.truth is None else (ATTRIBUTES, EXACT)
 
     def call(self, model: nn.Module, pixels: Tensor) -> Any:
         """One ``generate``: encoder and decoder, as a user runs them."""
         generate: Any = model.generate
-        return generate(pixel_values=pixels, do_sample=False, **self.options)
+        return generate(pixel_values=pixels, do_sample=False, **self.captioner.options)
 
     def read(self, raw: Any) -> list[str]:
         """B captions."""
-        return [text.strip() for text in self.decode(raw)]
+        return [text.strip() for text in self.captioner.decode(raw)]
 
-    def scores(self, reference: list[str], output: list[str], start: int) -> list[dict[str, float]]:
+    def compare(
+        self, reference: list[str], output: list[str], start: int
+    ) -> list[dict[str, float]]:
         """From captions of both models."""
         pairs = list(zip(reference, output, strict=True))
         scores = [{"exact": float(a == b), "reworded": 1 - word_f1(a, b)} for a, b in pairs]
@@ -85,7 +124,7 @@ class Caption(Task[list[str]]):
             score |= {"attributes": now, "loss": was - now}
         return scores
 
-    def select(self, indices: Sequence[int]) -> Caption:
+    def select(self, indices: Sequence[int]) -> Self:
         """The truth of those images."""
         truth = self.truth
         return self if truth is None else replace(self, truth=[truth[i] for i in indices])
@@ -102,8 +141,23 @@ class Caption(Task[list[str]]):
 
     def encoder(self, model: nn.Module) -> nn.Module:
         """The vision tower: the decoder's lengths change with every step."""
-        name = "vision_model" if hasattr(model, "vision_model") else "encoder"
-        return model.get_submodule(name)
+        return vision_tower(model)
+
+    def fingerprint(self) -> list[Any]:
+        """Names and captions."""
+        return [[e.id, list(e.captions)] for e in self.examples]
+
+    def stages(self) -> Stages:
+        """One ``generate`` for each image."""
+        records = yield self.stage(
+            lambda index: self.image(self.examples[index].image), self._predict
+        )
+        kept = [e for e in self.examples if e.id in records]
+        return self.score({e.id: (records[e.id]["caption"], e.captions) for e in kept})
+
+    def _predict(self, images: list[Tensor]) -> list[Record]:
+        captions = self.outputs(self.model, self.loaded.batch(images))
+        return [{"caption": caption} for caption in captions]
 
 
 def word_f1(one: str, other: str) -> float:

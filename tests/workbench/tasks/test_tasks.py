@@ -13,15 +13,14 @@ from PIL import Image
 import turbovlm
 from tests.workbench import build
 from tests.workbench.load import test_answering, test_matching
-from tests.workbench.tasks.evaluate.test_run import lines, plan
+from tests.workbench.run.test_run import lines, plan
 from turbovlm.config import Merge
 from turbovlm.errors import ConfigError, InputError, ModelError
 from turbovlm_workbench.load.by_task import load_answering, load_matching, load_statements
-from turbovlm_workbench.load.models import load
 from turbovlm_workbench.metrics.captions import score_captions
 from turbovlm_workbench.run.runner import run_task
-from turbovlm_workbench.tasks.evaluate.build import Request
-from turbovlm_workbench.tasks.evaluate.build import build as build_evaluation
+from turbovlm_workbench.tasks.registry import build_task, load_task
+from turbovlm_workbench.tasks.request import Request
 
 IMAGES = 8
 MERGE = Merge(r=8)
@@ -69,7 +68,7 @@ def evaluate(
 ) -> dict[str, Any]:
     images = place / ("pairs" if task == "nlvr2" else "images")
     request = Request(str(model), place / data, images, **options)
-    done = run_task(build_evaluation(task, request), merge, plan(out, batch=3))
+    done = run_task(build_task(task, request), merge, plan(out, batch=3))
     assert done is not None
     return done
 
@@ -83,7 +82,7 @@ def photographs(place: Path) -> list[Image.Image]:
 def test_classification(place: Path, tmp_path: Path, merge: Merge | None) -> None:
     folder = build.vit_classifier(tmp_path / "vit")
     done = evaluate(place, tmp_path / "out", "classification", "labels.csv", folder, merge)
-    task = load(str(folder))
+    task = load_task(str(folder))
     if merge is not None:
         turbovlm.apply(task.model, merge)
     logits = torch.cat([task.outputs(task.model, task.pixels([p])) for p in photographs(place)])
@@ -140,7 +139,7 @@ def test_retrieval(place: Path, tmp_path: Path, kind: str) -> None:
 def test_captioning(place: Path, tmp_path: Path) -> None:
     pytest.importorskip("pycocoevalcap")
     folder = build.blip(tmp_path / "blip")
-    task = load(str(folder), beams=1)
+    task = load_task(str(folder), beams=1)
     turbovlm.apply(task.model, MERGE)
     wanted = [task.outputs(task.model, task.pixels([p]))[0] for p in photographs(place)]
     # of every second image its own caption is a reference
@@ -228,7 +227,7 @@ def test_limit_takes_the_first(place: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "data", "options", "error", "message"),
     [
-        ("poetry", "labels.csv", {}, ConfigError, "use one of classification, retrieval"),
+        ("poetry", "labels.csv", {}, ConfigError, "use one of agreement, captioning"),
         ("classification", "captions.csv", {}, InputError, "captions.csv"),
         ("captioning", "captions.jsonl", {}, ModelError, "give a captioner"),
         ("retrieval", "captions.jsonl", {}, ModelError, "not for image-text retrieval"),

@@ -1,15 +1,26 @@
-"""Image classification: accuracy, and how often and how far the merged model disagrees."""
+"""Image classification: accuracy, and how often and how far a merged model disagrees."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from turbovlm_workbench.tasks.base import Measure, Task
+from turbovlm.errors import ModelError
+from turbovlm_workbench.data import Labelled, read_classification
+from turbovlm_workbench.data.images import check_labels
+from turbovlm_workbench.data.predictions import Record
+from turbovlm_workbench.load.loaded import Classifier
+from turbovlm_workbench.load.models import load_model
+from turbovlm_workbench.metrics.classes import GUESSES
+from turbovlm_workbench.metrics.measure import Measure
+from turbovlm_workbench.tasks.image import ImageTask
+from turbovlm_workbench.tasks.registry import register_task
+from turbovlm_workbench.tasks.request import Request
+from turbovlm_workbench.tasks.scored import ScoredTask, Stages
 
 ACCURACY = Measure("accuracy", "accuracy", "share of images whose top-1 class is the label")
 AGREEMENT = Measure(
@@ -29,16 +40,55 @@ GIVEN_UP = Measure(
 )
 
 
-@dataclass
-class Classify(Task[Tensor]):
-    """A classifier; ``labels`` (one per image, in order) where the truth is known."""
+@register_task
+@dataclass(frozen=True)
+class Classification(ImageTask[Tensor], ScoredTask):
+    """A classifier.
 
+    Metrics get the numbers of the five most likely classes of an image, the best first, and its
+    label.
+
+    Args:
+        examples: images with their classes, in the model's numbers.
+        labels: one per image of a comparison, in order, where the truth is known.
+
+    Raises:
+        ModelError: if the model is no classifier.
+    """
+
+    examples: Sequence[Labelled] = ()
     labels: tuple[int, ...] | None = None
 
     kind = "classification"
+    reads = Classifier
+    options = frozenset({"weights"})
     agreement = AGREEMENT
     drift = KL
     tolerance = "95 % agreement, or, with labels, one point of accuracy and 90 % agreement"
+
+    @classmethod
+    def from_request(cls, request: Request) -> Self:
+        """See `ScoredTask.from_request`."""
+        examples = request.first(read_classification(request.data, request.images))
+        task = cls(load_model(request.model, request.weights), examples)
+        check_labels([e.label for e in examples], task.classifier.classes)
+        return task
+
+    def __post_init__(self) -> None:
+        _ = self.classifier
+
+    @property
+    def classifier(self) -> Classifier:
+        """The loaded model.
+
+        Raises:
+            ModelError: if it is no classifier.
+        """
+        if isinstance(self.loaded, Classifier):
+            return self.loaded
+        raise ModelError(
+            f"{self.name} is no classifier: give a classifier, e.g. timm:vit_base_patch16_224"
+        )
 
     @property
     def loss(self) -> Measure:
@@ -51,7 +101,8 @@ class Classify(Task[Tensor]):
         """
         return GIVEN_UP if self.labels is None else LOST
 
-    def measures(self) -> tuple[Measure, ...]:
+    @property
+    def comparisons(self) -> tuple[Measure, ...]:
         """Accuracy only where there are labels."""
         return (AGREEMENT, KL) if self.labels is None else (ACCURACY, AGREEMENT, KL)
 
@@ -63,7 +114,7 @@ class Classify(Task[Tensor]):
         """Logits (B, C) in float32."""
         return getattr(raw, "logits", raw).float().cpu()
 
-    def scores(self, reference: Tensor, output: Tensor, start: int) -> list[dict[str, float]]:
+    def compare(self, reference: Tensor, output: Tensor, start: int) -> list[dict[str, float]]:
         """From logits (B, C) of both models."""
         p, q = (logits.double().log_softmax(-1) for logits in (reference, output))
         # Both from the raw logits, where rounding cannot make two classes equal.
@@ -79,7 +130,14 @@ class Classify(Task[Tensor]):
         columns = [values.double().tolist() for values in scores.values()]
         return [dict(zip(scores, row, strict=True)) for row in zip(*columns, strict=True)]
 
-    def select(self, indices: Sequence[int]) -> Classify:
+    def with_labels(self, labels: Sequence[int] | None) -> Self:
+        """See `ImageTask.with_labels`."""
+        if labels is None:
+            return self
+        check_labels(labels, self.classifier.classes)
+        return replace(self, labels=tuple(labels))
+
+    def select(self, indices: Sequence[int]) -> Self:
         """The labels of those images."""
         labels = self.labels
         return self if labels is None else replace(self, labels=tuple(labels[i] for i in indices))
@@ -95,3 +153,23 @@ class Classify(Task[Tensor]):
         loss = unmerged["accuracy"] - quality["accuracy"]
         # Ten correct images of a thousand may be lost; not a hair more through rounding.
         return loss <= 0.01 + 1e-9 and quality["agreement"] >= 0.90
+
+    def fingerprint(self) -> list[Any]:
+        """Names and labels."""
+        return [[e.id, e.label] for e in self.examples]
+
+    def stages(self) -> Stages:
+        """One forward for each image."""
+        records = yield self.stage(
+            lambda index: self.image(self.examples[index].image), self._predict
+        )
+        label = {e.id: e.label for e in self.examples}
+        return self.score({key: (r["classes"], label[key]) for key, r in records.items()})
+
+    def _predict(self, images: list[Tensor]) -> list[Record]:
+        chances = self.outputs(self.model, self.loaded.batch(images)).softmax(-1)
+        best = chances.topk(min(GUESSES, chances.shape[-1]), dim=-1)
+        return [
+            {"classes": top.tolist(), "probabilities": [round(p, 5) for p in chance.tolist()]}
+            for top, chance in zip(best.indices, best.values, strict=True)
+        ]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from turbovlm.errors import InputError
-from turbovlm_workbench.run.records import Records, claim, digest
+from turbovlm_workbench.data.predictions import Records, claim, digest
 
 SETTINGS = {"task": "captioning", "merge": {"r": 8}, "size": (1, 2)}
 

@@ -14,16 +14,16 @@ from PIL import Image
 import turbovlm
 from tests.workbench import build
 from tests.workbench.generation.make import BLUE, RED, SIDE, STEPS, stable_diffusion
-from tests.workbench.tasks.evaluate.test_run import lines
+from tests.workbench.run.test_run import lines
 from turbovlm.config import MergeRestore
 from turbovlm.errors import ConfigError, InputError, NotApplied
 from turbovlm_workbench.generation.draw import Drawing
 from turbovlm_workbench.generation.fid import load_fid
-from turbovlm_workbench.generation.pipeline import load_pipeline
+from turbovlm_workbench.generation.pipeline import as_loaded, load_pipeline
 from turbovlm_workbench.load.by_task import load_matching
 from turbovlm_workbench.run.processes import Processes
 from turbovlm_workbench.run.runner import RunPlan, run_task
-from turbovlm_workbench.tasks.evaluate.generation import Generation, Reference
+from turbovlm_workbench.tasks.generation import Generation, PictureScoring, Reference, numbered
 
 CPU = torch.device("cpu")
 PROMPTS = [RED, BLUE, f"{RED}, {BLUE}", RED, BLUE]
@@ -38,9 +38,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def drawing(place: Path, out: Path, **options: Any) -> Generation:
+def drawing(place: Path, out: Path, seed: int = 0, **scoring: Any) -> Generation:
     pipe = load_pipeline(str(place / "sd"))
-    return Generation(pipe, "small", PROMPTS, Drawing(steps=STEPS), out, **options)
+    return Generation(
+        as_loaded(pipe, "small"),
+        numbered(PROMPTS, seed),
+        pipe=pipe,
+        drawing=Drawing(steps=STEPS),
+        out=out,
+        scoring=PictureScoring(**scoring),
+    )
 
 
 def plan(out: Path) -> RunPlan:
@@ -74,15 +81,14 @@ def test_a_run_leaves_pictures_and_their_records(place: Path, plain: Path) -> No
 def test_metrics_against_another_run(place: Path, plain: Path, tmp_path: Path) -> None:
     out = tmp_path / "half"
     fid = load_fid("lab:captioner", None, CPU)
-    judge = load_matching("lab:retrieval")
+    scorer = load_matching("lab:retrieval")
     reference = Reference.open(plain)
-    todo = drawing(place, out, reference=reference, fid=fid, clip=judge)
+    todo = drawing(place, out, reference=reference, fid=fid, clip=scorer)
     done = run_task(todo, HALF, plan(out))
     assert done is not None
     assert done["merge"] == HALF.to_dict()
-    assert [m.key for m in todo.measures] == [
-        "fid", "clip", "difference", "psnr", "images_per_second",
-    ]  # fmt: skip
+    keys = {"fid", "clip", "difference", "psnr", "images_per_second"}
+    assert done["metrics"].keys() == keys == {m.key for m in todo.measures}
     files = [f"pictures/{index:06d}.png" for index in range(5)]
     gaps = [picture(out / file) - picture(plain / file) for file in files]
     assert min(np.abs(g).mean() for g in gaps) > 0.5, "merging changed nothing"
@@ -94,8 +100,8 @@ def test_metrics_against_another_run(place: Path, plain: Path, tmp_path: Path) -
         fid.distance([out / file for file in files], [plain / file for file in files])
     )
     with torch.inference_mode():
-        pixels = judge.prepare([Image.open(out / file).convert("RGB") for file in files])
-        cosines = judge.similarity(judge.see(pixels), judge.read(PROMPTS)).diagonal()
+        pixels = scorer.prepare([Image.open(out / file).convert("RGB") for file in files])
+        cosines = scorer.similarity(scorer.see(pixels), scorer.read(PROMPTS)).diagonal()
     assert found["clip"] == pytest.approx(100 * cosines.clamp(min=0).mean().item(), abs=1e-3)
     assert 0 < found["clip"] < 100
     scores = lines(out / "scores.jsonl")

@@ -1,4 +1,4 @@
-"""Records on disk: one JSON object a line, written batch by batch, read back after a kill."""
+"""Predictions on disk: one JSON object a line, written batch by batch, read back after a kill."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from turbovlm.errors import InputError
-from turbovlm_workbench.tasks.evaluate.stage import Record
+
+Record = dict[str, Any]
+"""What was predicted for one example, in JSON types; ``{"error": ...}`` for a broken image."""
 
 SETTINGS = "settings.json"
 

@@ -8,32 +8,37 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from turbovlm.errors import ConfigError
-from turbovlm_workbench.data import Captioned
+from turbovlm_workbench.data import Captioned, read_captions
+from turbovlm_workbench.data.predictions import Record
+from turbovlm_workbench.load.by_task import load_matching
 from turbovlm_workbench.load.matching import MatchingModel
-from turbovlm_workbench.tasks.base import Measure
-from turbovlm_workbench.tasks.evaluate.stage import Evaluation, Record, Run, Scores, Stage, prepared
+from turbovlm_workbench.metrics.recall import RANKS
+from turbovlm_workbench.tasks.registry import register_task
+from turbovlm_workbench.tasks.request import Request
+from turbovlm_workbench.tasks.scored import ScoredTask, Stage, Stages
 
-RANKS = (1, 5, 10)
-TO_TEXT, TO_IMAGE = "image to text", "text to image"
 PAIRS = 64  # image-text pairs that the matching head sees at once
-MEASURES = tuple(
-    Measure(f"{short}_r{k}", f"{way} R@{k}", f"share of queries with a right one in the first {k}")
-    for short, way in (("i2t", TO_TEXT), ("t2i", TO_IMAGE))
-    for k in RANKS
-)
 
 
-class Retrieval(Evaluation):
-    """Recall at 1, 5 and 10, both ways.
+@register_task
+@dataclass(frozen=True)
+class Retrieval(ScoredTask):
+    """A model that embeds images and texts.
+
+    Metrics get, for every image and every caption, the images of the best ten candidates, and what
+    the query is ("image" or "caption") with its own image.
 
     Args:
-        matcher: a model that embeds images and texts.
         examples: images with their captions.
         top: candidates that a matching head ranks anew.
 
@@ -41,54 +46,69 @@ class Retrieval(Evaluation):
         ConfigError: if ``top`` is below 10, which R@10 needs.
     """
 
+    loaded: MatchingModel
+    examples: Sequence[Captioned] = ()
+    top: int = 128
+
     kind = "retrieval"
-    measures = MEASURES
+    options = frozenset({"weights"})
 
-    def __init__(
-        self, matcher: MatchingModel, examples: Sequence[Captioned], top: int = 128
-    ) -> None:
-        if top < RANKS[-1]:
-            raise ConfigError(f"--top must be at least {RANKS[-1]}, which R@10 needs, got {top}")
-        self.matcher, self.captioned, self.top = matcher, examples, top
-        self.name, self.model = matcher.name, matcher.model
-        self.examples = [[e.id, list(e.captions)] for e in examples]
-        self._paths = {e.id: e.image for e in examples}
-        self._features: dict[str, Tensor] = {}
+    @classmethod
+    def from_request(cls, request: Request) -> Self:
+        """See `ScoredTask.from_request`."""
+        examples = request.first(read_captions(request.data, request.images, request.split))
+        return cls(load_matching(request.model, request.weights), examples, request.top)
 
-    def run(self) -> Run:
+    def __post_init__(self) -> None:
+        if self.top < RANKS[-1]:
+            raise ConfigError(
+                f"--top must be at least {RANKS[-1]}, which R@10 needs, got {self.top}"
+            )
+
+    @cached_property
+    def _paths(self) -> dict[str, Path]:
+        return {e.id: e.image for e in self.examples}
+
+    @cached_property
+    def _features(self) -> dict[str, Tensor]:
+        return {}
+
+    def fingerprint(self) -> list[Any]:
+        """Names and captions."""
+        return [[e.id, list(e.captions)] for e in self.examples]
+
+    def stages(self) -> Stages:
         """Embeddings of the images, of the captions, then the ranking of every query."""
-        by_id = {e.id: e for e in self.captioned}
+        by_id = {e.id: e for e in self.examples}
         images = yield Stage(
             "images",
             list(by_id),
-            lambda index: prepared(self.matcher.prepare, self.captioned[index].image),
-            lambda pixels: _packed(self.matcher.see(self.batch(pixels))),
+            lambda index: self.image(self.examples[index].image),
+            lambda pixels: _packed(self.loaded.see(self.loaded.batch(pixels))),
         )
         # captions of a broken image are no queries: their image cannot be found
         text = {f"{key}#{n}": c for key in images for n, c in enumerate(by_id[key].captions)}
         texts = list(text.values())
         captions = yield Stage(
-            "captions", list(text), texts.__getitem__, lambda t: _packed(self.matcher.read(t))
+            "captions", list(text), texts.__getitem__, lambda t: _packed(self.loaded.read(t))
         )
         ranking = _Ranking(self, _unpacked(images), _unpacked(captions), list(images), text)
         queries = [("image", key) for key in images] + [("caption", key) for key in text]
         names = [f"{side} {key}" for side, key in queries]
         found = yield Stage("predictions", names, queries.__getitem__, ranking.records)
-        hits = {m.key: dict[str, float]() for m in MEASURES}
+        pairs = {}
         for (side, key), name in zip(queries, names, strict=True):
             ranked = found[name]["ranked"]
             own = key.rpartition("#")[0] if side == "caption" else key
             owners = ranked if side == "caption" else [r.rpartition("#")[0] for r in ranked]
-            for k in RANKS:
-                way = "t2i" if side == "caption" else "i2t"
-                hits[f"{way}_r{k}"][name] = float(own in owners[:k])
-        return Scores({key: sum(v.values()) / len(v) for key, v in hits.items()}, hits)
+            pairs[name] = (owners, (side, own))
+        return self.score(pairs)
 
     def features(self, image: str) -> Tensor:
         """What the matching head attends to of one image, (N, C); kept on the CPU."""
         if image not in self._features:
-            pixels = self.batch([prepared(self.matcher.prepare, self._paths[image])])
-            self._features[image] = self.matcher.features(pixels)[0].cpu()
+            pixels = self.loaded.batch([self.image(self._paths[image])])
+            self._features[image] = self.loaded.features(pixels)[0].cpu()
         return self._features[image]
 
 
@@ -116,7 +136,7 @@ class _Ranking:
 
     def ranked(self, side: str, key: str) -> list[str]:
         """Ids of the best ten candidates for the image or caption ``key``, the best first."""
-        matcher, at = self.task.matcher, self.position[side][key]
+        matcher, at = self.task.loaded, self.position[side][key]
         if side == "image":
             scores = matcher.similarity(self.images[at : at + 1], self.captions)[0]
             names = self.caption_ids
@@ -140,7 +160,7 @@ class _Ranking:
             part = pairs[start : start + PAIRS]
             features = torch.stack([self.task.features(image) for image, _ in part])
             texts = [self.text[caption] for _, caption in part]
-            found.append(self.task.matcher.match(features.to(weight.device), texts).float().cpu())
+            found.append(self.task.loaded.match(features.to(weight.device), texts).float().cpu())
         return torch.cat(found)
 
 

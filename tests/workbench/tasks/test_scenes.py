@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.workbench.tasks.evaluate.test_run import lines, plan
+from tests.workbench.run.test_run import lines, plan
 from turbovlm.config import Merge
 from turbovlm_lab.export import export
 from turbovlm_workbench.run.runner import run_task
-from turbovlm_workbench.tasks.evaluate.build import Request, build
+from turbovlm_workbench.tasks.registry import build_task
+from turbovlm_workbench.tasks.request import Request
 
 # task, model, data, and a metric that the model gets nearly right
 CASES = {
@@ -35,7 +36,7 @@ def test_scenes(scenes: Path, tmp_path: Path, task: str) -> None:
         pytest.importorskip("pycocoevalcap")
     model, data, metric = CASES[task]
     answers = scenes / "vqa_annotations.json" if task == "vqa" else None
-    evaluation = build(task, Request(model, scenes / data, answers=answers, beams=1, top=10))
+    evaluation = build_task(task, Request(model, scenes / data, answers=answers, beams=1, top=10))
     found = {}
     for r in (0, 8):
         folder = tmp_path / str(r)

@@ -9,7 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from turbovlm_workbench.tasks.base import Measure, Task
+from turbovlm_workbench.load.loaded import Embedder, embedding_of
+from turbovlm_workbench.metrics.measure import Measure
+from turbovlm_workbench.tasks.image import ImageTask
+from turbovlm_workbench.tasks.registry import register_task
 
 COSINE = Measure(
     "cosine", "cosine", "mean cosine to the unmerged model's embedding of the same image", False
@@ -18,11 +21,13 @@ LOWEST = Measure("lowest", "lowest", "the lowest cosine among the images", False
 TURNED = Measure("loss", "1 - cosine", "mean of one minus the cosine", False, "lower")
 
 
-@dataclass
-class Embed(Task[Tensor]):
+@register_task
+@dataclass(frozen=True)
+class Embedding(ImageTask[Tensor]):
     """An encoder whose output is one vector per image."""
 
     kind = "embedding"
+    reads = Embedder
     agreement = COSINE
     drift = TURNED
     tolerance = "a mean cosine of 0.98"
@@ -32,7 +37,8 @@ class Embed(Task[Tensor]):
         """One minus the cosine."""
         return TURNED
 
-    def measures(self) -> tuple[Measure, ...]:
+    @property
+    def comparisons(self) -> tuple[Measure, ...]:
         """Mean and lowest cosine."""
         return (COSINE, LOWEST)
 
@@ -42,14 +48,9 @@ class Embed(Task[Tensor]):
 
     def read(self, raw: Any) -> Tensor:
         """The projected embedding if there is one, else the pooled one, else cls: (B, C)."""
-        if isinstance(raw, Tensor):
-            return raw.float().cpu()
-        for name in ("image_embeds", "pooler_output"):
-            if (vector := getattr(raw, name, None)) is not None:
-                return vector.float().cpu()
-        return raw.last_hidden_state[:, 0].float().cpu()
+        return embedding_of(raw).cpu()
 
-    def scores(self, reference: Tensor, output: Tensor, start: int) -> list[dict[str, float]]:
+    def compare(self, reference: Tensor, output: Tensor, start: int) -> list[dict[str, float]]:
         """From embeddings (B, C) of both models."""
         cosines = cosine_similarity(reference.double(), output.double(), dim=-1).tolist()
         return [{"cosine": c, "lowest": c, "loss": 1 - c} for c in cosines]

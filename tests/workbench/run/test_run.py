@@ -17,11 +17,11 @@ from tests.workbench import build
 from turbovlm.config import Merge
 from turbovlm.errors import AlreadyApplied, ConfigError, InputError
 from turbovlm_workbench.data.images import find_images
-from turbovlm_workbench.load.models import load
+from turbovlm_workbench.load.models import load_model
 from turbovlm_workbench.run.processes import Processes
 from turbovlm_workbench.run.result import difference
 from turbovlm_workbench.run.runner import RunPlan, run_task
-from turbovlm_workbench.tasks.evaluate.agreement import Agreement
+from turbovlm_workbench.tasks.agreement import Agreement
 
 CPU = torch.device("cpu")
 
@@ -35,8 +35,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluation(place: Path, photos: str = "photos") -> Agreement:
-    task = load(f"timm:{build.TINY}", place / "tiny.safetensors")
-    return Agreement(task, place / photos, find_images(place / photos))
+    loaded = load_model(f"timm:{build.TINY}", place / "tiny.safetensors")
+    return Agreement(loaded, find_images(place / photos), place / photos)
 
 
 def plan(out: Path, **options: Any) -> RunPlan:
@@ -55,7 +55,7 @@ def test_a_run_leaves_predictions_scores_and_a_result(place: Path, tmp_path: Pat
     assert done is not None
     predictions = lines(tmp_path / "out" / "predictions.jsonl")
     scores = lines(tmp_path / "out" / "scores.jsonl")
-    assert [p["id"] for p in predictions] == todo.examples == [s["id"] for s in scores]
+    assert [p["id"] for p in predictions] == todo.fingerprint() == [s["id"] for s in scores]
     kl = [s["kl"] for s in scores]
     assert all(value > 0 for value in kl), "merging changed nothing"
     assert done["metrics"]["kl"] == pytest.approx(sum(kl) / 7)
@@ -110,15 +110,15 @@ import os, signal, sys, torch
 from pathlib import Path
 sys.path.insert(0, {root!r})
 torch.set_num_threads(1)
-from tests.workbench.tasks.evaluate.test_run import evaluation, plan
+from tests.workbench.run.test_run import evaluation, plan
 from turbovlm.config import Merge
-from turbovlm_workbench.run.runner import run
+from turbovlm_workbench.run.runner import run_task
 
 def step(stage, done, total):
     if done == 4:
         os.kill(os.getpid(), signal.SIGKILL)
 
-run(evaluation(Path({place!r})), Merge(r=8), plan(Path({out!r})), step)
+run_task(evaluation(Path({place!r})), Merge(r=8), plan(Path({out!r})), step)
 """
 
 
@@ -179,7 +179,7 @@ def test_a_process_takes_its_share_alone(place: Path, tmp_path: Path) -> None:
     second = RunPlan(tmp_path, Processes(1, 2, CPU), 2, torch.float32, 0, {})
     assert run_task(todo, Merge(r=8), second) is None  # it does not report
     shared = [line["id"] for line in lines(tmp_path / "predictions.1.part")]
-    assert shared == todo.examples[1::2]
+    assert shared == todo.fingerprint()[1::2]
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.1.part"]
 
 

@@ -1,1 +1,0 @@
-"""Quality on labelled data: predictions of every example, a metric, and runs that resume."""

@@ -5,6 +5,9 @@ Tasks and metrics have theirs beside the workbench's registries.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,6 +178,36 @@ def test_a_score_adds_a_method_of_the_command_line(
     assert "keep_first r=4" in printed
     assert "redundancy r=4" in printed
     assert "keep_first r=4" in page.read_text()
+
+
+PACKAGE = """
+import torch
+import turbovlm
+
+
+@turbovlm.score("backwards", guide=False)
+def backwards(redundancy, value, context):
+    places = torch.arange(redundancy.shape[1], device=redundancy.device)
+    return places.expand_as(redundancy).float()
+"""
+
+
+def test_an_installed_package_adds_a_method_of_the_command_line(tmp_path: Path) -> None:
+    info = tmp_path / "backwards-1.0.dist-info"
+    info.mkdir()
+    (tmp_path / "backwards.py").write_text(PACKAGE)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: backwards\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[turbovlm_workbench]\nmine = backwards\n")
+    words = ["flops", "timm:vit_tiny_patch16_224", "--r", "8", "--method", "backwards"]
+    for path, code in ((sys.path, 2), ([str(tmp_path), *sys.path], 0)):
+        done = subprocess.run(
+            [sys.executable, "-m", "turbovlm", *words],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+        )
+        assert done.returncode == code, done.stderr
+        assert "backwards" in (done.stderr if code else done.stdout)
 
 
 # A reducer: the blocks behind the first ones see fewer tokens, and none is merged.

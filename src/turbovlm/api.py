@@ -24,7 +24,7 @@ Model = TypeVar("Model")
 
 
 class Run:
-    """Handle of a recorded application."""
+    """What was recorded of a patched model: the handle of `recording` and `applied`."""
 
     def __init__(self, recorders: Sequence[Recorder]) -> None:
         self._recorders = recorders
@@ -41,7 +41,7 @@ class Run:
         found = [recorder.found() for recorder in self._recorders]
         wanted = found if kind is None else [r for r in found if isinstance(r, kind)]
         if not wanted and any(record is not None for record in found):
-            raise NotApplied("this model records no such thing: read run.records()")
+            raise NotApplied("this model records no such thing: run.records() returns all")
         if not wanted or any(record is None for record in wanted):
             raise NotApplied("nothing is recorded yet: run the model first")
         return tuple(wanted)
@@ -81,7 +81,7 @@ class Run:
 
 
 def apply(model: Model, *configs: Setting | None) -> Model:
-    """Reduce the tokens of ``model``, in place; its own generate(), processors, pipelines go on.
+    """Reduce the tokens of ``model``, in place; its own generate() and processors keep working.
 
     Args:
         model: a model that a host row describes, or one that contains such a part; a pipeline
@@ -164,12 +164,12 @@ def recording(model: object) -> Iterator[Run]:
 
 @contextmanager
 def applied(model: object, *configs: Setting | None, record: bool = True) -> Iterator[Run]:
-    """`apply` for the length of a ``with`` block; the handle tells what was merged.
+    """`apply` for the length of a ``with`` block; the handle holds what was merged.
 
     Args:
         model: as in `apply`.
         *configs: as in `apply`.
-        record: whether to record; without, nothing is kept of a forward.
+        record: whether to record. If not, nothing is kept of a forward.
     """
     apply(model, *configs)
     try:
@@ -186,7 +186,7 @@ def _target(model: object) -> Any:
     """The model inside a pipeline of transformers; anything else as it is.
 
     Raises:
-        UnknownArchitecture: for what holds no module.
+        UnknownArchitecture: if it holds no module.
     """
     inner = getattr(model, "model", None)
     if type(model).__module__.startswith("transformers.pipelines") and isinstance(inner, nn.Module):

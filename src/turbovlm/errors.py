@@ -1,12 +1,12 @@
 """Every error that turbovlm raises on purpose. Each message ends with the fix.
 
 TurboError
-├── ConfigError            a setting that cannot mean anything      (also a ValueError)
+├── ConfigError            a value out of range or contradictory    (also a ValueError)
 ├── UnknownArchitecture    no row describes the model               (also a TypeError)
 ├── NothingToPatch         a row fits, yet no block was found       (also a TypeError)
-├── UnsuitableBlock        no merge fits between: parallel, windows (also a TypeError)
+├── UnsuitableBlock        cannot be split: parallel, windows      (also a TypeError)
 ├── UnseenAttention        the attention kernel hides its inputs
-├── AlreadyApplied         apply, twice
+├── AlreadyApplied         patched already, with another setting
 ├── NotApplied             remove or trace without apply
 ├── UnsupportedInput       a forward that merging cannot follow     (also a ValueError)
 ├── MissingExtra           an optional dependency is not installed  (also an ImportError)
@@ -42,7 +42,7 @@ class UnsuitableBlock(TurboError, TypeError):
 
 
 class UnseenAttention(TurboError, RuntimeError):
-    """The block ran without an attention call that the tap can see."""
+    """The block ran without an attention call that could be observed."""
 
 
 class AlreadyApplied(TurboError, RuntimeError):
@@ -54,7 +54,7 @@ class NotApplied(TurboError, RuntimeError):
 
 
 class UnsupportedInput(TurboError, ValueError):
-    """The forward got an input that does not follow the merged tokens."""
+    """The forward asks for something that merged tokens cannot give."""
 
 
 class MissingExtra(TurboError, ImportError):

@@ -1,4 +1,4 @@
-"""The registry of reducers: which kind of configuration is put in by what."""
+"""The registry of reducers: which one handles which kind of configuration."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def register_reducer(reducer: Reducer) -> None:
     """
     kind = reducer.config.kind
     if kind in _REDUCERS:
-        raise ConfigError(f"a reducer for {kind!r} exists already: give the configuration another")
+        raise ConfigError(f"a reducer for {kind!r} exists already: choose another kind")
     _REDUCERS[kind] = reducer
 
 
@@ -32,7 +32,7 @@ def find_reducer(config: object) -> Reducer:
     """The reducer of a configuration.
 
     Raises:
-        ConfigError: if it is none that is known.
+        ConfigError: if no reducer takes it.
     """
     found = _REDUCERS.get(getattr(config, "kind", ""))
     if found is None or not isinstance(config, found.config):
@@ -49,7 +49,10 @@ def setting_of(told: dict[str, object]) -> Setting:
     """
     kind = told.get("kind", Merge.kind)
     if kind not in _REDUCERS:
-        raise ConfigError(f"a setting of the kind {kind!r} is stored: this version knows none")
+        raise ConfigError(
+            f"a setting of the kind {kind!r} is stored, but nothing registered handles it: import "
+            "the package that adds it, or give apply a setting"
+        )
     return _REDUCERS[str(kind)].config.from_dict(told)
 
 

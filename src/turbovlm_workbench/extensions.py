@@ -1,7 +1,8 @@
-"""Tasks and metrics: those of the workbench's own rooms, and those that other packages add.
+"""Tasks and metrics: those of the workbench's own rooms, and what other packages add.
 
 A module of ``tasks/`` or ``metrics/`` is found by being there. Another package names a module of
-its own in its ``pyproject.toml``; it is imported when the first task or metric is asked for::
+its own in its ``pyproject.toml``; it is imported before a command runs, so that scores, rows and
+reducers that it registers are known there too::
 
     [project.entry-points."turbovlm_workbench"]
     mine = "my_package.my_task"
@@ -31,6 +32,16 @@ def load_extensions() -> None:
         package = importlib.import_module(f"turbovlm_workbench.{room}")
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
+    load_packages()
+
+
+@cache
+def load_packages() -> None:
+    """Import the modules that other packages announce, once.
+
+    Raises:
+        ConfigError: if one cannot be imported.
+    """
     for entry in entry_points(group=GROUP):
         try:
             entry.load()

@@ -36,7 +36,7 @@ class Merge(Setting):
             int per block. At most half of the non-prefix tokens go in one block.
         ratio: instead of ``r``, the fraction of the non-prefix tokens that each block removes,
             in [0, 0.5].
-        speedup: instead of ``r``, how many times fewer operations the blocks shall need, from 1.
+        speedup: instead of ``r``, by what factor the blocks shall need fewer operations, from 1.
             Which blocks merge and how many tokens follows from the model and the length of its
             input, see `turbovlm.maths.speedup`.
         inflection: with an int ``r``, the linear schedule: block ``b`` of ``L`` removes

@@ -1,4 +1,4 @@
-"""Information degree: how little a token would be missed (paper section 3, Eq. 6, 8 and 12).
+"""Information degree: how well a token can be spared (paper section 3, Eq. 6, 8 and 12).
 
 Symbols: R mutual redundancy, A semantic value, E information degree, all ``(B, S)`` for the
 ``S`` source tokens. Sources with the highest E are merged away. A score is one function of R, A
@@ -22,8 +22,7 @@ alpha means what the paper's tables mean, so ``alpha=6`` weighs A by 180."""
 
 MEAN_WEIGHT = 0.2
 """Share of the fitted weight where no cls token guides. The attention of the mean query says
-less: in encoders it helps a little at a fifth of the weight, and costs more than it brings at
-the whole."""
+less: in encoders it helps a little at a fifth of the weight, and does harm at the full weight."""
 
 COPY = 1e-6
 """Smallest distance 1 - R that is distinguished from 0: about the precision of a cosine in fp32."""

@@ -1,1 +1,1 @@
-"""How merging enters a model and leaves it again: half blocks, attention tap, apply and remove."""
+"""How merging enters a model and leaves it again: half blocks, attention mode, apply and remove."""

@@ -1,6 +1,6 @@
-"""Attention, as a patched model computes it: a function mode that adds log size and looks.
+"""Attention, as a patched model computes it: a function mode that adds log size and observes.
 
-It is open only while one attention runs, and sees it whoever wrote it: scaled-dot-product
+It is open only while one attention runs, and sees it in every form: scaled-dot-product
 attention, an eager product and softmax (whole, or in slices of the batch times the heads, as
 diffusers has both), `torch.nn.MultiheadAttention`. It adds ``log size`` to the logits and, for
 matching, takes the keys (or queries) averaged over heads and the guide's row of logits. With
@@ -216,7 +216,8 @@ class Attention(TorchFunctionMode):
 def with_bias(mask: Tensor | None, bias: Tensor) -> Tensor:
     """A mask of fused attention with ``bias`` ``(B, 1, 1, N)`` of the logits in it.
 
-    The bias comes in the query's dtype: a wider mask is wrong without a word on some kernels.
+    The bias comes in the query's dtype: with a wider mask some kernels silently compute a wrong
+    result.
     """
     if mask is None:
         return bias

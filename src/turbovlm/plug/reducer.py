@@ -16,11 +16,11 @@ Plan = Callable[[Any, Any], Sequence[Swap]]
 
 @dataclass(frozen=True)
 class Reducer:
-    """How a kind of configuration enters a model.
+    """How one kind of configuration is applied to a model.
 
     Attributes:
         config: the configuration's class.
-        plan: ``(model, config)`` to the swaps that put it in; checks everything and changes
+        plan: ``(model, config)`` to the swaps that apply it; checks everything and changes
             nothing. The model is a module, or a pipeline whose parts are modules.
     """
 

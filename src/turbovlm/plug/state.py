@@ -1,4 +1,4 @@
-"""The state of a running forward: one form of it for encoders, denoisers and language models.
+"""The state of a running forward, in one form for encoders, denoisers and language models.
 
 A patch holds what never changes while it is applied. What belongs to one forward is a call, found
 by the thread that runs it; a module that gradient checkpointing runs again finds the state that
@@ -22,7 +22,7 @@ Entry = TypeVar("Entry")
 
 
 class Memory(Generic[Entry]):
-    """What is remembered of tensors, for as long as their memory lives."""
+    """Entries kept by tensor, for as long as its storage lives."""
 
     def __init__(self) -> None:
         self._entries: dict[tuple[Any, ...], tuple[StorageWeakRef, Entry]] = {}

@@ -1,6 +1,6 @@
 """Settings that are stored with a model, so that `save_pretrained` keeps them.
 
-They stand in the model's own configuration object, apart from the quantization settings.
+They are kept in the model's own configuration object, apart from the quantization settings.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def store(model: nn.Module, configs: Sequence[Setting]) -> None:
 
 
 def forget(model: nn.Module) -> None:
-    """Put back what stood there before `store`, in every part of the model."""
+    """Put back what was there before `store`, in every part of the model."""
     for module in model.modules():
         if _EARLIER not in module.__dict__:
             continue

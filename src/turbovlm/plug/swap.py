@@ -33,7 +33,7 @@ class Site(Protocol):
 
 @dataclass(frozen=True)
 class Swap:
-    """One module that shall change its class.
+    """One module that is to change its class.
 
     Attributes:
         module: in the user's model.
@@ -65,7 +65,7 @@ def parameters_of(function: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def install(swaps: Sequence[Swap]) -> None:
-    """All of them, or none: on any error every module is as it was.
+    """Install all swaps or none: on any error every module is as it was.
 
     Parameters and names stay, so `state_dict` and `named_modules` are the host's. Where all are
     in place already, with the same setting, nothing is left to do.

@@ -1,4 +1,4 @@
-"""A stand-alone copy of a block, to try things on: without hooks, with weights of noise.
+"""A stand-alone copy of a block, for trials: without hooks, with random weights.
 
 The user's block is never run: its hooks would see random tokens, weights may be elsewhere
 (offloaded, sharded), and weights that are zero at first would hide a branch.

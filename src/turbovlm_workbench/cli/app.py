@@ -22,6 +22,7 @@ from turbovlm_workbench.cli.generate import generate_command
 from turbovlm_workbench.cli.models import models_command
 from turbovlm_workbench.cli.sweep import sweep_command
 from turbovlm_workbench.cli.tune import tune_command
+from turbovlm_workbench.extensions import load_packages
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -87,6 +88,7 @@ def top(
 
     [bold]turbovlm flops[/]  counts it from a model's name alone, and counts the paper's rows.
     """
+    load_packages()
 
 
 def run_command(argv: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""What a block gets beside its tokens: bound to names, and led along with the survivors."""
+"""What a block gets beside its tokens: bound to names, and cut to the survivors."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ Reads = Literal["all", "tokens", "pooled", "cls"]
 - ``"all"``: it counts, averages or lays out the tokens, or is not known: every position gets the
   value of the token that stands for it, after the last block.
 - ``"tokens"``: it attends over the tokens (a decoder's cross-attention), however many they are.
-- ``"pooled"``: it reads the cls token, and hands the tokens on to who may want them all.
+- ``"pooled"``: it reads the cls token, and passes all tokens on to its caller.
 - ``"cls"``: it reads prefix tokens alone.
 """
 

@@ -85,7 +85,7 @@ class Tokens:
         return tokens
 
     def owner(self) -> Tensor | None:
-        """``(B, N0)`` who stands for each original token; None where each does itself."""
+        """``(B, N0)`` which token stands for each original one; None before a merge."""
         done, owner = self._owner
         for plan in self.plans[done:]:
             step = plan.representative()

@@ -168,7 +168,9 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)
-    found = candidates(args.method, args.ratio, args.setting)
+    # the painter's UNet runs here without its pipeline, which would tell
+    shared = {"guidance": args.guidance != 1}
+    found = candidates(args.method, args.ratio, args.setting, shared)
     console = Console()
     wide = Console(width=max(console.width, 60 + 12 * len(args.time) + 60))
     wide.print(table(found, errors(painter.load_painter(args.painter), found, args), args))

@@ -19,7 +19,7 @@ from turbovlm.errors import ConfigError
 
 TOMESD = "tomesd"
 METHODS = ("turbo", "redundancy", "semantics", "random", TOMESD)
-_PEER_KNOWS = {*MODULES, "kind", "ratio", "method", "min_tokens", "cell", "seed"}
+_PEER_KNOWS = {*MODULES, "kind", "ratio", "method", "min_tokens", "cell", "seed", "guidance"}
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ class Place:
         """The methods, by name; ``self`` is tomesd's default, self-attention of the first level."""
         alone = {"cross_attention": 0, "feed_forward": 0, "min_tokens": tokens}
         shared = alone if self.scope == "self" else {}
+        shared = {"guidance": True, **shared}  # `Step` is both halves
         return candidates(args.method, [self.ratio], args.setting, shared)
 
 

@@ -133,11 +133,15 @@ def remove(model: Model) -> Model:
     Raises:
         NotApplied: if the model is not patched.
     """
-    parts = parts_of(_target(model))
-    found = [module for part in parts for module in patched(part)]
-    if not found:
+    target = _target(model)
+    parts = parts_of(target)
+    found: list[Any] = [module for part in parts for module in patched(part)]
+    owners = {owner for module in found for owner in site_of(module).patch.owners}
+    if not isinstance(target, nn.Module) and site_of(target) is not None:
+        owners.add(target)
+    if not found and not owners:
         raise NotApplied("this model is not patched: there is nothing to remove")
-    for module in found:
+    for module in (*found, *owners):
         uninstall(module)
     for part in parts:
         stored.forget(part)

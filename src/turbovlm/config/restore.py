@@ -69,6 +69,9 @@ class MergeRestore(Setting):
             difference: see `turbovlm.maths.fold.Slope`.
         proportional: a merged token counts in self-attention as often as it has members
             (supplementary Eq. 2); False is the way of tomesd.
+        guidance: whether the second half of every batch is the first half again with the prompt,
+            as classifier-free guidance has it; the halves then share a plan. None, the default,
+            asks the pipeline that runs, and takes a denoiser that runs alone for unguided.
 
     Raises:
         ConfigError: for any value out of range, before anything else happens.
@@ -90,6 +93,7 @@ class MergeRestore(Setting):
     plan: Literal["block", "module"] = "block"
     restore: Literal["linear", "copy", "weighted"] = "linear"
     proportional: bool = True
+    guidance: bool | None = None
 
     def __post_init__(self) -> None:
         check_choices(self, _CHOICES)
@@ -97,6 +101,8 @@ class MergeRestore(Setting):
         check_method(self.method, {} if self.alpha is None else {"alpha": self.alpha})
         self._set("min_tokens", as_count("min_tokens", self.min_tokens))
         check_flag("proportional", self.proportional)
+        if self.guidance is not None:
+            check_flag("guidance", self.guidance)
         if self.seed is not None:
             self._set("seed", as_count("seed", self.seed))
             if self.seed >= 2**63:

@@ -22,6 +22,17 @@ DENOISERS = (
     ),
     Denoiser(
         _BASIC,
+        (f"{_M}.unets.unet_motion_model.UNetMotionModel",),
+        attention=("attn1", "attn2"),
+        feed_forward=("ff",),
+        latent="sample",
+        video=True,
+        skip=("motion_modules",),
+        left="convolutions; attention over time",
+        example="guoyww/animatediff-motion-adapter-v1-5-2",
+    ),
+    Denoiser(
+        _BASIC,
         (
             f"{_M}.transformers.pixart_transformer_2d.PixArtTransformer2DModel",
             f"{_M}.transformers.dit_transformer_2d.DiTTransformer2DModel",
@@ -49,6 +60,7 @@ DENOISERS = (
         ids="img_ids",
         clock=1.0,
         follow=("image_rotary_emb",),
+        restored=(0, 2),
         prompt_first=True,
         left="the prompt's tokens; samples attend one by one",
         example="black-forest-labs/FLUX.1-dev",

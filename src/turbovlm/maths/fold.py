@@ -13,6 +13,7 @@ from turbovlm.maths.match import Match, Rule, match
 from turbovlm.maths.merge import size_bias, take
 from turbovlm.maths.plan import Plan
 from turbovlm.maths.precision import full_precision
+from turbovlm.maths.ridge import ridge_inverse
 from turbovlm.maths.score import COPY
 from turbovlm.maths.sets import Sets
 from turbovlm.maths.sketch import sketch
@@ -54,10 +55,7 @@ class Slope:
             spread = covariance.diagonal(dim1=1, dim2=2)
             floor = COPY / kept.shape[2]  # tokens that differ by rounding alone
             ridge = RIDGE * spread.mean(1, keepdim=True) + floor
-            covariance = covariance + torch.diag_embed(ridge.expand_as(spread))
-            root, _ = torch.linalg.cholesky_ex(covariance)  # positive: nothing to check or wait for
-            # on a CPU the inverse of so small a matrix and a product take a ninth of cholesky_solve
-            inverse = torch.cholesky_inverse(root) * scale
+            inverse = ridge_inverse(covariance, ridge, RIDGE) * scale
             return cls(points - fold.copy(kept), centred, inverse)
 
     def repeat(self, copies: int) -> Slope:

@@ -121,6 +121,12 @@ class Attention(TorchFunctionMode):
                 "the attention is causal: a decoder's tokens cannot be merged, patch an encoder"
             )
         self.calls += 1
+        if self.bias is not None and self.bias.shape[0] != query.shape[0]:
+            raise UnsupportedInput(
+                f"{query.shape[0]} of {self.bias.shape[0]} samples attend by themselves "
+                "(perturbed-attention guidance does that), so merged tokens cannot count as often "
+                "as they have members: use MergeRestore(proportional=False), or self_attention=0"
+            )
         factor = query.shape[-1] ** -0.5 if scale is None else scale
         fast = kernels.wanted(query, key, value)
         if self.look is not None:

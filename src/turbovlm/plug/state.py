@@ -8,6 +8,7 @@ it had by the memory of its input, which no other tensor can have while it is re
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import Any, Generic, Self, TypeVar
 
 import torch
@@ -84,6 +85,7 @@ class Patch(Generic[Config, Call, Entry]):
         traced_record: what a compiled forward recorded last.
         traced: the call that a compiler traces, or that compiled parts of a model read.
         memory: for gradient checkpointing.
+        owners: pipelines that changed their class with this part of theirs.
     """
 
     def __init__(self, config: Config) -> None:
@@ -95,6 +97,7 @@ class Patch(Generic[Config, Call, Entry]):
         self.traced_record: Any = None
         self.traced: Call | None = None
         self.memory: Memory[Entry] = Memory()
+        self.owners: weakref.WeakSet[Any] = weakref.WeakSet()
         self._threads = threading.local()
 
     def current(self) -> Call | None:
@@ -125,7 +128,7 @@ class Patch(Generic[Config, Call, Entry]):
             recorder.record = record
 
     def __getstate__(self) -> dict[str, Any]:
-        running = ("_threads", "memory", "recorders", "traced_record", "traced")
+        running = ("_threads", "memory", "recorders", "traced_record", "traced", "owners")
         return {k: v for k, v in self.__dict__.items() if k not in running}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,7 +27,7 @@ class Site(Protocol):
         ...
 
     @property
-    def host(self) -> type[nn.Module]:
+    def host(self) -> type[Any]:
         """The class that the module had."""
         ...
 
@@ -36,21 +37,21 @@ class Swap:
     """One module that is to change its class.
 
     Attributes:
-        module: in the user's model.
+        module: in the user's model; or a pipeline that holds models.
         mixin: goes in front of its class; ``super()`` is the host's own.
         site: what the mixin finds as ``self.turbo_site``.
         entries: methods beside ``forward`` that the mixin's ``turbo_enter(name, ...)`` wraps.
     """
 
-    module: nn.Module
-    mixin: type[nn.Module]
+    module: Any
+    mixin: type[Any]
     site: Site
     entries: tuple[str, ...] = ()
 
 
-def site_of(module: nn.Module) -> Any:
+def site_of(module: object) -> Any:
     """The site of a swapped module, or None."""
-    return module.__dict__.get(_KEY)
+    return vars(module).get(_KEY) if hasattr(module, "__dict__") else None
 
 
 def patched(model: nn.Module) -> Iterator[nn.Module]:
@@ -74,13 +75,13 @@ def install(swaps: Sequence[Swap]) -> None:
         AlreadyApplied: if some are swapped already, or with another setting.
         UnsuitableBlock: if something replaced a module's forward, so that a swap has no effect.
     """
-    if swaps and all(_is_same(swap) for swap in swaps):
+    if swaps and all(is_same(swap) for swap in swaps):
         return
     for swap in swaps:
         if site_of(swap.module) is not None:
             raise AlreadyApplied("this model is patched already: turbovlm.remove(model) first")
-        _check_forward(swap.module)
-    done: list[nn.Module] = []
+        _check_forward(swap)
+    done: list[Any] = []
     try:
         for swap in swaps:
             done.append(swap.module)
@@ -92,7 +93,7 @@ def install(swaps: Sequence[Swap]) -> None:
         raise
 
 
-def uninstall(module: nn.Module) -> None:
+def uninstall(module: Any) -> None:
     """Inverse of `install` for one module: our class goes, wherever it stands in the order.
 
     What other plug-ins put on top stays: classes derived from ours are made anew without it, and
@@ -102,10 +103,25 @@ def uninstall(module: nn.Module) -> None:
     module.__dict__.pop(_KEY, None)
 
 
+@contextmanager
+def suspended(model: nn.Module) -> Iterator[None]:
+    """Every patched module has its host's own class while the context is open.
+
+    For what looks classes up by identity. A forward that it hooks meanwhile is ours afterwards.
+    """
+    held = [(module, type(module), site_of(module)) for module in patched(model)]
+    for module, _, _ in held:
+        uninstall(module)
+    try:
+        yield
+    finally:
+        for module, cls, site in held:
+            vars(module)[_KEY] = site
+            _become(module, cls)
+
+
 @functools.cache
-def _turbo_class(
-    mixin: type[nn.Module], host: type[nn.Module], entries: tuple[str, ...]
-) -> type[nn.Module]:
+def _turbo_class(mixin: type[Any], host: type[Any], entries: tuple[str, ...]) -> type[Any]:
     body: dict[str, Any] = {
         "__module__": host.__module__,
         "__qualname__": host.__qualname__,
@@ -117,7 +133,7 @@ def _turbo_class(
     return type(host.__name__, (mixin, host), body)
 
 
-def _is_same(swap: Swap) -> bool:
+def is_same(swap: Swap) -> bool:
     """Whether the module is patched already, with an equal setting."""
     site = site_of(swap.module)
     if site is None or site.patch is None or swap.site.patch is None:
@@ -137,9 +153,11 @@ def _entry(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
-def _check_forward(module: nn.Module) -> None:
-    held = vars(module).get("forward")
-    if held is None or _is_own(held, type(module)) or "_old_forward" in vars(module):
+def _check_forward(swap: Swap) -> None:
+    module = swap.module
+    if "forward" not in vars(module) or "_old_forward" in vars(module):
+        return
+    if any(_is_bound(vars(o)[n], type(module), swap.mixin) for o, n in _kept_forwards(module)):
         return
     raise UnsuitableBlock(
         f"{type(module).__name__}.forward was replaced on the instance by another plug-in: take "
@@ -147,20 +165,32 @@ def _check_forward(module: nn.Module) -> None:
     )
 
 
-def _is_own(function: Any, cls: type[nn.Module]) -> bool:
-    """Whether it is the class's own forward, bound: as good as not replaced at all."""
-    return function is not None and getattr(function, "__func__", None) is cls.forward
+def _kept_forwards(module: Any) -> Iterator[tuple[Any, str]]:
+    """Where plug-ins keep a bound forward: objects and the names of their attributes.
+
+    accelerate keeps it on the instance, the hooks of diffusers in a registry.
+    """
+    registry = vars(module).get("_diffusers_hook")
+    for holder in (module, *getattr(registry, "_fn_refs", ())):
+        for name in ("forward", "_old_forward", "original_forward"):
+            if name in vars(holder):
+                yield holder, name
 
 
-def _become(module: nn.Module, cls: type[nn.Module]) -> None:
-    """Change the class; a bound forward kept on the instance (accelerate's hooks do) follows."""
-    for name in ("forward", "_old_forward"):
-        if _is_own(vars(module).get(name), type(module)):
-            vars(module)[name] = types.MethodType(cls.forward, module)
+def _is_bound(function: Any, *classes: type[Any]) -> bool:
+    """Whether it is the forward of one of these classes, bound: as good as not replaced at all."""
+    return any(getattr(function, "__func__", None) is cls.forward for cls in classes)
+
+
+def _become(module: Any, cls: type[Any]) -> None:
+    """Change the class; a bound forward that a plug-in keeps follows."""
+    for holder, name in _kept_forwards(module):
+        if _is_bound(vars(holder)[name], type(module)):
+            vars(holder)[name] = types.MethodType(cls.forward, module)
     module.__class__ = cls
 
 
-def plain_class(module: nn.Module) -> type[nn.Module]:
+def plain_class(module: Any) -> type[Any]:
     """The module's class without ours: what was made from a patched model's class has it too."""
     return class_without(type(module))
 
@@ -182,7 +212,7 @@ def unpatched_forward(
     return next(vars(c)["forward"] for c in after if "forward" in vars(c))(module, *args, **kwargs)
 
 
-def class_without(cls: type[nn.Module]) -> type[nn.Module]:
+def class_without(cls: type[Any]) -> type[Any]:
     """The class as it would be without our mixin among its bases."""
     recipe = cls.__dict__.get("turbo_recipe")
     if recipe is not None:
@@ -200,7 +230,7 @@ def _reduce(module: Any, protocol: Any) -> Any:
     return _rebuild, module.turbo_recipe, module.__dict__
 
 
-def _rebuild(mixin: type[nn.Module], host: type[nn.Module], entries: tuple[str, ...]) -> nn.Module:
+def _rebuild(mixin: type[Any], host: Any, entries: tuple[str, ...]) -> Any:
     module = host.__new__(host)
     module.__class__ = _turbo_class(mixin, host, entries)
     return module

@@ -134,19 +134,43 @@ def test_what_measures_similarity() -> None:
         pairs = zip(a.tolist(), b.tolist(), strict=True)
         return sum(len(set(x) & set(y)) for x, y in pairs) / a.numel()
 
-    # random tokens are all about as far from each other; by lot it would be two fifths
+    # random tokens are all about as far from each other; by chance it would be two fifths
     assert same(owners["sketch"], owners["token"]) > 0.55
     assert same(owners["sketch"], owners["token"]) > same(owners["key"], owners["token"])
 
 
 def test_halves_of_guidance_share_a_plan_and_images_do_not() -> None:
     case = denoisers.unet()
-    latent = denoisers.noise(2, 4, 16, 16)
-    for first, shared in ((latent, False), (latent[:1].repeat(2, 1, 1, 1), True)):
-        with turbovlm.applied(case.model, SOME) as run:
-            case.step(latent=first)
+    twice = denoisers.noise(1, 4, 16, 16).repeat(2, 1, 1, 1)
+    for guidance in (None, False, True):
+        with turbovlm.applied(case.model, MergeRestore(ratio=0.3, guidance=guidance)) as run:
+            case.step(latent=twice)
         same = [torch.equal(*m.fold.plan.source) for m in run.moves if m.fold is not None]
-        assert all(same) if shared else not any(same)
+        assert all(same) if guidance else not all(same)
+
+
+def test_a_picture_does_not_depend_on_another_one_of_the_same_noise() -> None:
+    case = denoisers.unet()
+    case.model.double()
+    latent = denoisers.noise(1, 4, 16, 16).double()
+    text = denoisers.noise(2, 7, 24, seed=2).double()
+    plain = case.step(latent=latent, text=text[:1])
+    with turbovlm.applied(case.model, SOME):
+        alone = case.step(latent=latent, text=text[:1])
+        beside = case.step(latent=latent.repeat(2, 1, 1, 1), text=text)
+    torch.testing.assert_close(beside[:1], alone)
+    assert not torch.allclose(alone, plain)
+
+
+def test_an_odd_batch_is_no_guidance() -> None:
+    case = denoisers.unet()
+    given = {"latent": denoisers.noise(3, 4, 16, 16), "text": denoisers.noise(3, 7, 24, seed=2)}
+    plain = case.step(**given)
+    turbovlm.apply(case.model, MergeRestore(ratio=0.3, guidance=True))
+    with pytest.raises(UnsupportedInput, match="3 samples are not two halves"):
+        case.step(**given)
+    turbovlm.remove(case.model)
+    assert torch.equal(case.step(**given), plain)
 
 
 @CASES
@@ -242,16 +266,16 @@ def test_bad_input_changes_nothing() -> None:
     with pytest.raises(UnknownArchitecture, match="got str"):
         turbovlm.apply("stable-diffusion", SOME)
     turbovlm.apply(model, SOME)
+    turbovlm.apply(model, SOME)  # the same again: nothing to do
     with pytest.raises(AlreadyApplied):
-        turbovlm.apply(model, SOME)
+        turbovlm.apply(model, MergeRestore(ratio=0.2))
     block = next(m for m in model.modules() if type(m).__name__ == "BasicTransformerBlock")
     with pytest.raises(TurboError, match="outside its denoiser"):
         block(torch.zeros(1, 16, 32), encoder_hidden_states=torch.zeros(1, 3, 24))
-    with (
-        pytest.raises(NotApplied, match=r"records no such thing"),
-        turbovlm.recording(model) as run,
-    ):
-        _ = run.trace
+    with turbovlm.recording(model) as run:
+        case.step()
+        with pytest.raises(NotApplied, match=r"records no such thing"):
+            _ = run.trace
     turbovlm.remove(model)
     with pytest.raises(NotApplied):
         turbovlm.remove(model)

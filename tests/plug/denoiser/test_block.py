@@ -51,7 +51,8 @@ def test_every_block_is_the_oracle(options: dict[str, Any], paired: bool) -> Non
     latent = latent[:1].repeat(2, 1, 1, 1) if paired else latent
     text = denoisers.noise(2, 7, 24, seed=2).double()
     with torch.no_grad():
-        turbovlm.apply(model, turbovlm.MergeRestore(ratio=0.3, seed=None, **fields))
+        setting = turbovlm.MergeRestore(ratio=0.3, seed=None, guidance=paired, **fields)
+        turbovlm.apply(model, setting)
         merged = case.step(latent=latent, text=text)
         turbovlm.remove(model)
         plain = case.step(latent=latent, text=text)
@@ -62,7 +63,7 @@ def test_every_block_is_the_oracle(options: dict[str, Any], paired: bool) -> Non
         for block, x, prompt, out in seen:
             tokens = x.shape[1]
             grid = (8, 12) if tokens == 96 else (4, 6)
-            setting = literal.Setting(ratio=0.3, **options)
-            slow = literal.block(block, x, prompt, grid, setting, paired)
+            told = literal.Setting(ratio=0.3, **options)
+            slow = literal.block(block, x, prompt, grid, told, paired)
             torch.testing.assert_close(out, slow)
     assert not torch.allclose(merged, plain)

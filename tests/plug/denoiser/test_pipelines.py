@@ -55,8 +55,9 @@ def test_a_pipeline_as_a_whole(pipe: Any) -> None:
     turbovlm.apply(pipe, SOME)
     assert np.array_equal(draw(pipe), merged)
     with pytest.raises(AlreadyApplied):
-        turbovlm.apply(pipe.unet, SOME)
+        turbovlm.apply(pipe.unet, MergeRestore(ratio=0.2))
     turbovlm.remove(pipe.unet)
+    assert type(pipe) is StableDiffusionPipeline
     assert np.array_equal(draw(pipe), plain)
     with pytest.raises(NotApplied):
         turbovlm.remove(pipe)

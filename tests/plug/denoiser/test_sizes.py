@@ -163,20 +163,21 @@ def test_under_guidance_what_the_prompt_changed_is_kept(
     half = latent.repeat(2, 1, 1, 1)
     text, other = denoisers.noise(2, 7, 24, seed=2), denoisers.noise(2, 7, 24, seed=9)
     same = text[:1].repeat(2, 1, 1)
-    plain = MergeRestore(ratio=0.3, alpha=0)
+    paired = MergeRestore(ratio=0.3, guidance=True)
+    plain = MergeRestore(ratio=0.3, alpha=0, guidance=True)
     # halves with the same prompt differ in nothing: redundancy alone decides
     for one, two in zip(
-        sources(case, latent=half, text=same),
+        sources(case, paired, latent=half, text=same),
         sources(case, plain, latent=half, text=same),
         strict=True,
     ):
         assert torch.equal(one, two)
-    guided = sources(case, latent=half, text=text)
+    guided = sources(case, paired, latent=half, text=text)
     assert not all(
         torch.equal(one, two)
         for one, two in zip(guided, sources(case, plain, latent=half, text=text), strict=True)
     )
-    assert not torch.equal(guided[-1], sources(case, latent=half, text=other)[-1])
+    assert not torch.equal(guided[-1], sources(case, paired, latent=half, text=other)[-1])
 
 
 def test_tokens_that_the_prompt_moved() -> None:
@@ -215,11 +216,11 @@ def test_compiled_guidance_chooses_what_eager_guidance_does() -> None:
         "latent": denoisers.noise(1, 4, 16, 16).repeat(2, 1, 1, 1).double(),
         "text": denoisers.noise(2, 7, 24, seed=2).double(),
     }
-    with turbovlm.applied(case.model, SOME):
+    with turbovlm.applied(case.model, MergeRestore(ratio=0.3, guidance=True)):
         eager = case.step(**given)
         compiled = torch.compile(case.model, backend="eager", fullgraph=True)
         torch.testing.assert_close(case.step(run=compiled, **given), eager)
-    with turbovlm.applied(case.model, MergeRestore(ratio=0.3, alpha=0)):
+    with turbovlm.applied(case.model, MergeRestore(ratio=0.3, alpha=0, guidance=True)):
         assert not torch.allclose(case.step(**given), eager)
 
 

@@ -68,7 +68,7 @@ def test_operations_are_those_of_one_step_with_both_halves_of_guidance(pipe: Any
     text = torch.zeros(2, pipe.tokenizer.model_max_length, width)
     inputs = {"sample": torch.zeros(2, 4, 16, 16), "timestep": 1, "encoder_hidden_states": text}
     assert side[0].gmacs == flops(pipe.unet, inputs).gmacs
-    with turbovlm.applied(pipe, MergeRestore(ratio=0.3)):
+    with turbovlm.applied(pipe, MergeRestore(ratio=0.3, guidance=True)):
         assert side[1].gmacs == pytest.approx(flops(pipe.unet, inputs).gmacs)
 
 

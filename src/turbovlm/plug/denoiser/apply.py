@@ -11,11 +11,12 @@ from turbovlm.config import MergeRestore
 from turbovlm.errors import NothingToPatch, UnknownArchitecture
 from turbovlm.plug.denoiser.guide import is_cross
 from turbovlm.plug.denoiser.module import TurboDenoiser, TurboEntry, TurboModule, TurboWhole
+from turbovlm.plug.denoiser.pipeline import PipelineSite, TurboPipeline, patches_of
 from turbovlm.plug.denoiser.row import Denoiser
 from turbovlm.plug.denoiser.state import DenoiserPatch, Kind, ModuleSite, PlainSite
 from turbovlm.plug.denoiser.visible import check_visible
 from turbovlm.plug.names import is_named
-from turbovlm.plug.swap import Swap, parameters_of, plain_class
+from turbovlm.plug.swap import Swap, is_same, parameters_of, plain_class
 
 _BESIDE = "controlnet"  # steers a denoiser that a pipeline holds too; give it to apply by itself
 
@@ -53,7 +54,23 @@ def restore_swaps(model: Any, config: MergeRestore, rows: Sequence[Denoiser]) ->
     roots = find_denoisers(model, rows)
     if not roots:
         raise UnknownArchitecture(_unknown(model, rows))
-    return [swap for name, root in roots.items() for swap in _plan(name, root, config, rows)]
+    # a denoiser that another pipeline holds too is patched once
+    plans = [list(_plan(name, root, config, rows)) for name, root in roots.items()]
+    fresh = [swap for plan in plans if not all(map(is_same, plan)) for swap in plan]
+    return [*fresh, *_pipeline(model, fresh)]
+
+
+def _pipeline(model: Any, fresh: Sequence[Swap]) -> Iterator[Swap]:
+    """The swap of a pipeline that holds the denoisers."""
+    if isinstance(model, nn.Module) or not callable(model):
+        return
+    patches: dict[int, Any] = {id(s.site.patch): s.site.patch for s in fresh}
+    patches |= {id(patch): patch for patch in patches_of(model)}
+    for patch in patches.values():
+        patch.owners.add(model)
+    host: Any = plain_class(model)
+    site = PipelineSite(next(iter(patches.values())), host, parameters_of(host.__call__))
+    yield Swap(model, TurboPipeline, site, entries=("__call__",))
 
 
 def _plan(
@@ -61,11 +78,11 @@ def _plan(
 ) -> Iterator[Swap]:
     own = [row for row in rows if is_named(root, row.roots)]
     patch = DenoiserPatch(own[0], config)
-    yield Swap(root, TurboDenoiser, _plain(patch, root))
+    yield Swap(root, TurboDenoiser, _plain(patch, root), entries=("enable_cache",))
     number = 0
     for name, block in root.named_modules():
         row = next((row for row in own if is_named(block, (row.block,))), None)
-        if row is None:
+        if row is None or set(name.split(".")) & set(row.skip):
             continue
         yield from _block(patch, row, name, block, number)
         number += 1

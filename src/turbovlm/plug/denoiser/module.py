@@ -14,7 +14,7 @@ from turbovlm.maths.fold import Fold
 from turbovlm.plug.denoiser.state import ModuleSite, PlainSite
 from turbovlm.plug.denoiser.visible import counting
 from turbovlm.plug.names import bind
-from turbovlm.plug.swap import unpatched_forward
+from turbovlm.plug.swap import suspended, unpatched_forward
 
 TEXT = "encoder_hidden_states"
 
@@ -40,6 +40,17 @@ class TurboDenoiser(nn.Module):
             patch.record(tuple(call.moves))
         return out
 
+    def turbo_enter(
+        self,
+        name: str,  # enable_cache, the one entry
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """A cache of diffusers looks blocks up by their exact class."""
+        with suspended(self):
+            return function(self, *args, **kwargs)
+
 
 class TurboEntry(nn.Module):
     """A block whose incoming tokens measure similarity, and what the prompt has changed."""
@@ -51,16 +62,11 @@ class TurboEntry(nn.Module):
         site = self.__dict__.get("turbo_site")
         if site is None:
             return unpatched_forward(self, TurboEntry, args, kwargs)
-        x = bind(site.names, args, kwargs)[site.names[0]]
-        patch = site.patch
-        call, again = patch.enter_block(x)
-        before = patch.begin(call) if again else None
-        call.block = x
-        try:
+        given = bind(site.names, args, kwargs)
+        x = given[site.names[0]]
+        with site.patch.block(x) as call:
+            call.block, call.text = x, _prompt(given)
             return super().forward(*args, **kwargs)
-        finally:
-            if again:
-                patch.end(before)
 
 
 class TurboModule(nn.Module):
@@ -79,16 +85,18 @@ class TurboModule(nn.Module):
         if site is None:
             return unpatched_forward(self, TurboModule, args, kwargs)
         given = bind(site.names, args, kwargs)
-        x, text = given.pop(site.names[0]), given.get(TEXT)
-        fold = site.patch.fold(site, self, x, text)
+        x = given.pop(site.names[0])
+        fold = site.patch.fold(site, self, x)
         if fold is None:
             return super().forward(*args, **kwargs)
         _check_masks(site, given)
         out = _run(site, super().forward, fold, fold.merge(x), given)
         pointwise = site.kind == "feed_forward"
-        if isinstance(out, tuple):  # a joint attention returns the prompt's tokens beside them
-            return (fold.restore(out[0], pointwise), *out[1:])
-        return fold.restore(out, pointwise)
+        if not isinstance(out, tuple):
+            return fold.restore(out, pointwise)
+        # a joint attention returns the prompt's tokens beside them
+        visual = site.row.restored
+        return tuple(fold.restore(y, pointwise) if i in visual else y for i, y in enumerate(out))
 
 
 class TurboWhole(nn.Module):
@@ -103,12 +111,19 @@ class TurboWhole(nn.Module):
             return unpatched_forward(self, TurboWhole, args, kwargs)
         given = bind(site.names, args, kwargs)
         x = given.pop(site.names[0])
-        fold = site.patch.fold(site, self, x, None)
-        if fold is None:
-            return super().forward(*args, **kwargs)
-        merged = fold.merge(x)
-        text, y = _run(site, super().forward, fold, merged, given)
-        return text, x + fold.restore(y - merged, pointwise=True)
+        with site.patch.block(x):
+            fold = site.patch.fold(site, self, x)
+            if fold is None:
+                return super().forward(*args, **kwargs)
+            merged = fold.merge(x)
+            text, y = _run(site, super().forward, fold, merged, given)
+            return text, x + fold.restore(y - merged, pointwise=True)
+
+
+def _prompt(given: dict[str, Any]) -> Tensor | None:
+    """The prompt's tokens; an IP-Adapter hands a pair of them and of tokens of images."""
+    text = given.get(TEXT)
+    return text[0] if isinstance(text, tuple) else text
 
 
 def _run(
@@ -175,14 +190,15 @@ def _follow(
     return own
 
 
-def _sample(given: dict[str, Any], index: int, batch: int) -> dict[str, Any]:
-    """The arguments of one sample; what has no batch dimension is everybody's."""
-    return {
-        name: value[index : index + 1]
-        if isinstance(value, Tensor) and value.dim() and value.shape[0] == batch
-        else value
-        for name, value in given.items()
-    }
+def _sample(value: Any, index: int, batch: int) -> Any:
+    """An argument for one sample; what has no batch dimension is the same for all."""
+    if isinstance(value, dict):
+        return {name: _sample(part, index, batch) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_sample(part, index, batch) for part in value)
+    if isinstance(value, Tensor) and value.dim() and value.shape[0] == batch:
+        return value[index : index + 1]
+    return value
 
 
 def _joined(parts: list[Any]) -> Any:

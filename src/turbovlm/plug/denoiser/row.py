@@ -24,14 +24,20 @@ class Denoiser:
         feed_forward: children that are feed-forward.
         whole: the block's branches read the same tokens in parallel, so it is merged before and
             restored after as a whole, less its residual.
-        latent: argument of the root with the latent image ``(B, channels, height, width)``, or,
-            with ``ids``, ``(B, N, channels)``.
+        latent: argument of the root with the latent image ``(B, channels, height, width)``, with
+            ``video`` ``(B, channels, frames, height, width)``, or with ``ids``
+            ``(B, N, channels)``.
+        video: blocks get every frame as an image of its own.
+        skip: children of the root that hold blocks of this class for something else than the
+            tokens of an image.
         patch: attribute of the root with the side of a patch in latent pixels; None for 1.
         ids: argument of the root ``(N, 3)`` with the row and column of every visual token, where
             the latent comes as a sequence.
         clock: what the root's ``timestep`` counts up to.
         follow: arguments of the attention laid out along text and visual tokens, ``(T + N, d)``
             tables that all samples share; they follow the survivors of each sample.
+        restored: which outputs of an attention that returns several are laid out along the visual
+            tokens.
         prompt_first: in joint attention the prompt's tokens come before the visual ones.
         left: what is not merged, in words, for the documentation.
         example: a model of this row, likewise.
@@ -43,10 +49,13 @@ class Denoiser:
     feed_forward: tuple[str, ...] = ()
     whole: bool = False
     latent: str = "hidden_states"
+    video: bool = False
+    skip: tuple[str, ...] = ()
     patch: str | None = None
     ids: str | None = None
     clock: float = 1000.0
     follow: tuple[str, ...] = ()
+    restored: tuple[int, ...] = (0,)
     prompt_first: bool = False
     left: str = ""
     example: str = ""

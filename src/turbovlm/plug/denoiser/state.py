@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,12 +19,12 @@ from turbovlm.maths.sketch import SKETCH_WIDTH, directions, sketch
 from turbovlm.plug.denoiser.guide import (
     ATTENDED_WEIGHT,
     changed,
-    is_cross,
     received,
     similarity,
 )
 from turbovlm.plug.denoiser.row import Denoiser
-from turbovlm.plug.state import Patch
+from turbovlm.plug.denoiser.run import PipelineRun
+from turbovlm.plug.state import Memory, Patch
 from turbovlm.plug.torch_private import in_backward
 
 Kind = Literal["self_attention", "cross_attention", "feed_forward", "whole"]
@@ -73,14 +74,14 @@ class DenoiserCall:
     """The state of one forward through the denoiser.
 
     Attributes:
-        batch: samples.
+        batch: images: samples, or frames of videos.
         grid: height and width of the visual tokens at the first level.
         ratios: by kind of module, at this time of the denoising.
         seed: ``()`` int64 that differs from step to step; None where destinations are fixed.
-        paired: whether the second half of the batch is the first half again, as classifier-free
-            guidance has it: a bool, or ``()`` bool where asking would stop an accelerator.
+        paired: whether the second half of the batch is the first half again, with the prompt.
         place: the running block and its number of tokens.
         block: tokens that came into the running block.
+        text: ``(B, T, D)`` tokens of the prompt that came with them, or None.
         shared: the running block, r, and the plan that its modules share.
         onto: by width, the directions that tokens are sketched on.
         moves: what was merged, when recording.
@@ -92,12 +93,13 @@ class DenoiserCall:
         grid: tuple[int, int],
         ratios: Mapping[str, float],
         seed: Tensor | None,
-        paired: bool | Tensor,
+        paired: bool,
     ) -> None:
         self.batch, self.grid = batch, grid
         self.ratios, self.seed, self.paired = ratios, seed, paired
         self.place = -1, 0
         self.block: Tensor | None = None
+        self.text: Tensor | None = None
         self.shared: tuple[int, int, Fold] | None = None
         self.onto: dict[int, Tensor] = {}
         self.moves: list[Move] = []
@@ -128,13 +130,10 @@ class DenoiserCall:
 
     def halves(self, x: Tensor) -> Tensor:
         """What a plan is measured on, ``(B, ...)``: the mean of paired halves, once; or ``x``."""
-        if self.paired is False:
+        if not self.paired:
             return x
         first, second = x.chunk(2)
-        mean = (first + second) / 2
-        if self.paired is True:
-            return mean
-        return torch.where(self.paired, torch.cat([mean, mean]), x)
+        return (first + second) / 2
 
     def directions(self, x: Tensor) -> Tensor | None:
         """What tokens of this width are sketched on, hashed once a forward; None for narrow."""
@@ -160,33 +159,67 @@ class DenoiserPatch(Patch[MergeRestore, DenoiserCall, DenoiserCall]):
         super().__init__(config)
         self.row, self.rule = row, config.rule
 
+    def _fresh(self) -> None:
+        super()._fresh()
+        self.traced_run: PipelineRun | None = None
+        self.grids: Memory[tuple[int, tuple[int, int]]] = Memory()
+
+    def __getstate__(self) -> dict[str, Any]:
+        running = ("traced_run", "grids")
+        return {k: v for k, v in super().__getstate__().items() if k not in running}
+
+    @contextmanager
+    def running_in(self, run: PipelineRun) -> Iterator[None]:
+        """While open, the forwards of this thread belong to a pipeline."""
+        before = self._run()
+        self.traced_run = self._threads.run = run  # as with `begin`
+        try:
+            yield
+        finally:
+            self.traced_run = self._threads.run = before
+
+    def _run(self) -> PipelineRun | None:
+        if torch.compiler.is_compiling():
+            return self.traced_run
+        return getattr(self._threads, "run", None)
+
     def call_of(self, root: nn.Module, given: Mapping[str, Any]) -> DenoiserCall:
-        """The state of the forward that starts now, from what the denoiser is given by name."""
+        """The state of the forward that starts now, from what the denoiser is given by name.
+
+        Raises:
+            UnsupportedInput: for an odd batch that is told to be two halves.
+        """
         self.memory.sweep()
+        self.grids.sweep()
         latent, time = given[self.row.latent], given["timestep"]
         return DenoiserCall(
-            latent.shape[0],
+            latent.shape[0] * (latent.shape[2] if self.row.video else 1),
             self._grid(root, given),
             self._ratios(time),
-            self._seed(time, latent),
-            _paired(latent),
+            self._seed(time, latent.device),
+            self._paired(latent.shape[0]),
         )
 
-    def enter_block(self, x: Tensor) -> tuple[DenoiserCall, bool]:
-        """The call that a block with these tokens belongs to; and whether it runs again.
+    @contextmanager
+    def block(self, x: Tensor) -> Iterator[DenoiserCall]:
+        """The call that a block with these tokens belongs to, while the block runs.
 
         Gradient checkpointing runs blocks in the backward, outside their denoiser.
         """
         compiling = torch.compiler.is_compiling()
         call = self.current()
-        if call is not None:
-            if torch.is_grad_enabled() and not compiling:
-                self.memory.keep(x, call)
-            return call, False
-        known = None if compiling or not in_backward() else self.memory.find(x)
+        if call is not None and torch.is_grad_enabled() and not compiling:
+            self.memory.keep(x, call)
+        known = None if call is not None or compiling or not in_backward() else self.memory.find(x)
         if known is None:
-            return self.running(), False
-        return known.again(), True
+            yield self.running()
+            return
+        again = known.again()
+        before = self.begin(again)
+        try:
+            yield again
+        finally:
+            self.end(before)
 
     def running(self) -> DenoiserCall:
         """The call that this thread (or the tracing compiler) is running."""
@@ -198,28 +231,20 @@ class DenoiserPatch(Patch[MergeRestore, DenoiserCall, DenoiserCall]):
             )
         return call
 
-    def fold(
-        self, site: ModuleSite, module: nn.Module, x: Tensor, text: Tensor | None
-    ) -> Fold | None:
+    def fold(self, site: ModuleSite, module: nn.Module, x: Tensor) -> Fold | None:
         """What this module merges of its input ``x`` ``(B, N, C)``; None for nothing."""
         call, tokens = self.running(), x.shape[1]
         call.arrive(site, x)
         ratio = call.ratios[site.kind]
         fold = None
         if ratio and tokens >= self.config.min_tokens:
-            fold = self._fold(call, site, module, x, text, int(tokens * ratio))
+            fold = self._fold(call, site, module, x, int(tokens * ratio))
         if self.recorders:
             call.moves.append(Move(site.name, site.kind, tokens, fold))
         return fold
 
     def _fold(
-        self,
-        call: DenoiserCall,
-        site: ModuleSite,
-        module: nn.Module,
-        x: Tensor,
-        text: Tensor | None,
-        r: int,
+        self, call: DenoiserCall, site: ModuleSite, module: nn.Module, x: Tensor, r: int
     ) -> Fold | None:
         batch, tokens, _ = x.shape
         own = self.config.plan == "module" and site.kind == "cross_attention"
@@ -231,26 +256,18 @@ class DenoiserPatch(Patch[MergeRestore, DenoiserCall, DenoiserCall]):
         r = min(r, parts.source_count)
         if r == 0:
             return None
-        measuring = module if own or is_cross(site.attention) else site.attention
-        fold = self._match(call, measuring, x, text, r, parts, site.block)
+        fold = self._match(call, module if own else site.attention, x, r, parts, site.block)
         if not own:
             call.shared = site.block, r, fold
         return fold
 
     def _match(
-        self,
-        call: DenoiserCall,
-        attention: nn.Module,
-        x: Tensor,
-        text: Tensor | None,
-        r: int,
-        parts: Sets,
-        block: int,
+        self, call: DenoiserCall, attention: nn.Module, x: Tensor, r: int, parts: Sets, block: int
     ) -> Fold:
         came = x if call.block is None else call.block
         value, share = None, 1.0
         if self.rule.reads_value:
-            value, share = self._value(call, attention, came, x, text)
+            value, share = self._value(call, attention, came, x)
         if self.config.metric == "key":
             metric = similarity(attention, call.halves(x))
         else:
@@ -265,7 +282,7 @@ class DenoiserPatch(Patch[MergeRestore, DenoiserCall, DenoiserCall]):
             unit_rows(metric), value, r, parts, self.rule,
             block=block, share=share, restore=self.config.restore,
         )  # fmt: skip
-        return fold.repeat(2 if call.paired is True else 1)
+        return fold.repeat(2 if call.paired else 1)
 
     def _sets(self, call: DenoiserCall, tokens: int, block: int, device: torch.device) -> Sets:
         """Sources and destinations among the tokens of this level."""
@@ -276,40 +293,54 @@ class DenoiserPatch(Patch[MergeRestore, DenoiserCall, DenoiserCall]):
         return grid_sets(grid, (min(cell[0], grid[0]), min(cell[1], grid[1])), seed, device)
 
     def _value(
-        self, call: DenoiserCall, attention: nn.Module, came: Tensor, x: Tensor, text: Tensor | None
-    ) -> tuple[Tensor, float | Tensor]:
+        self, call: DenoiserCall, attention: nn.Module, came: Tensor, x: Tensor
+    ) -> tuple[Tensor, float]:
         """A, and the share of the default weight that it has.
 
         Under guidance it is what the prompt changed in the tokens that ``came`` into the block;
         without, or where the paper's way is asked for, attention received by what the module
         reads, ``x``.
         """
-        paired = call.paired
-        if self.config.plan == "block" and paired is True:
-            return changed(*_halves(came)), 1.0
-        text = None if text is None else call.halves(text)
-        attended = received(attention, call.halves(x), text)
-        if self.config.plan == "module" or isinstance(paired, bool):
-            return attended, ATTENDED_WEIGHT
-        moved = changed(*_halves(came)).repeat(2, 1)
-        return torch.where(paired, moved, attended), torch.where(paired, 1.0, ATTENDED_WEIGHT)
+        if self.config.plan == "block" and call.paired:
+            first, second = came.chunk(2)
+            return changed(first, second), 1.0
+        text = None if call.text is None else call.halves(call.text)
+        return received(attention, call.halves(x), text), ATTENDED_WEIGHT
+
+    def _paired(self, batch: int) -> bool:
+        told = self.config.guidance
+        if told is None:
+            run = self._run()
+            return run is not None and run.guided(batch)
+        if told and batch % 2:
+            raise UnsupportedInput(
+                f"guidance=True, but {batch} samples are not two halves: give the denoiser the "
+                "batch without the prompt and the batch with it in one, or leave guidance out"
+            )
+        return told
 
     def _grid(self, root: nn.Module, given: Mapping[str, Any]) -> tuple[int, int]:
         latent, side = given[self.row.latent], self.row.patch_of(root)
         if self.row.ids is None:
             return latent.shape[-2] // side, latent.shape[-1] // side
-        ids = given[self.row.ids]
-        ids = ids[0] if ids.dim() == 3 else ids
-        return int(ids[:, 1].max()) + 1, int(ids[:, 2].max()) + 1
+        return self._grid_of(given[self.row.ids])
+
+    def _grid_of(self, ids: Tensor) -> tuple[int, int]:
+        """Read once for all steps: an accelerator would have to wait in every one."""
+        fixed = not (ids.is_inference() or torch.compiler.is_compiling())
+        kept = self.grids.find(ids) if fixed else None
+        if kept is not None and kept[0] == ids._version:
+            return kept[1]
+        rows = ids[0] if ids.dim() == 3 else ids
+        grid = int(rows[:, 1].max()) + 1, int(rows[:, 2].max()) + 1
+        if fixed:
+            self.grids.keep(ids, (ids._version, grid))
+        return grid
 
     def _ratios(self, time: Any) -> dict[str, float]:
         ratio, config = self.config.ratio, self.config
         if isinstance(ratio, tuple):
-            past = (
-                1
-                - float(time if not isinstance(time, Tensor) else time.flatten()[0])
-                / self.row.clock
-            )
+            past = 1 - _host_number(time) / self.row.clock
             ratio = ratio[min(int(max(past, 0.0) * len(ratio)), len(ratio) - 1)]
         own = {
             "self_attention": config.self_attention,
@@ -322,22 +353,28 @@ class DenoiserPatch(Patch[MergeRestore, DenoiserCall, DenoiserCall]):
         }
         return {**ratios, "whole": min(ratios["self_attention"], ratios["feed_forward"])}
 
-    def _seed(self, time: Any, latent: Tensor) -> Tensor | None:
+    def _seed(self, time: Any, device: torch.device) -> Tensor | None:
         if self.config.seed is None or self.config.destinations == "bipartite":
             return None
-        clock = torch.as_tensor(time, device=latent.device).flatten()[:1].sum()
-        return (clock.double() * (1000 / self.row.clock)).long() + self.config.seed * 104729
+        if isinstance(time, Tensor) and time.device == device:
+            clock = time.flatten()[:1].sum().float()  # not every accelerator has fp64
+        else:
+            # filled, not copied: a copy from the host would wait
+            clock = torch.full((), _host_number(time), dtype=torch.float32, device=device)
+        return (clock * (1000 / self.row.clock)).long() + self.config.seed * 104729
 
 
-def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
-    first, second = x.chunk(2)
-    return first, second
+def _host_number(time: Any) -> float:
+    """The time step as a number; reading it from an accelerator waits for all that runs there.
 
-
-def _paired(latent: Tensor) -> bool | Tensor:
-    half = latent.shape[0] // 2
-    if latent.shape[0] % 2:
-        return False
-    if latent.device.type == "cpu" and not torch.compiler.is_compiling():
-        return torch.equal(latent[:half], latent[half:])
-    return (latent[:half] == latent[half:]).all()
+    Raises:
+        UnsupportedInput: while a CUDA graph is captured.
+    """
+    if not isinstance(time, Tensor):
+        return float(time)
+    if time.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise UnsupportedInput(
+            "a ratio for each part of the denoising reads the time step, which the capture of a "
+            "graph cannot: capture each part with one ratio"
+        )
+    return float(time.flatten()[0])

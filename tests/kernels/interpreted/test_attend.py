@@ -41,9 +41,7 @@ def test_parts_are_powers_of_two_with_little_padding() -> None:
     }  # fmt: skip
     assert {width: split_width(width) for width in expected} == expected
     for width in range(1, 257):
-        assert width <= sum(split_width(width)) <= max(16, 2 * width - 2) or width == sum(
-            split_width(width)
-        )
+        assert width <= sum(split_width(width)) <= power(width)
         assert split_width(width) in TILES
 
 

@@ -16,7 +16,8 @@ def random_plan(batch: int, tokens: int, r: int, prefix: int = 1) -> Plan:
     sets = EvenOdd(tokens, prefix)
     chosen = torch.rand(batch, sets.source_count).argsort(1)[:, :r]
     goals = torch.randint(0, max(1, sets.destination_count // 2), (batch, r))
-    return complete(sets.source_positions(chosen), sets.destination_positions(goals), tokens)[0]
+    source, destination = sets.first_source + 2 * chosen, sets.first_destination + 2 * goals
+    return complete(source, destination, tokens)[0]
 
 
 def merged(

@@ -116,6 +116,9 @@ def parse() -> argparse.Namespace:
         metavar="R,R,...",
         help="also turbo with these r, one for each block",
     )
+    p.add_argument(
+        "--speedup", type=float, nargs="+", default=[], help="also turbo that reaches this speed-up"
+    )
     p.add_argument("--collapse", action="store_true", help="those schedules with collapse")
     p.add_argument(
         "--guide",
@@ -135,6 +138,7 @@ def settings(args: argparse.Namespace, size: int) -> list[turbovlm.Merge]:
         found += [turbovlm.Merge.from_dict({"r": r, "method": m}) for m in args.method]
         found += [turbovlm.Merge(r=r, alpha=alpha) for alpha in args.alpha or ()]
         found += [turbovlm.Merge(r=r, inflection=late) for late in args.inflection or ()]
+    found += [turbovlm.Merge(speedup=wanted) for wanted in args.speedup]
     return found + [turbovlm.Merge(r=r, collapse=args.collapse) for r in args.schedule]
 
 

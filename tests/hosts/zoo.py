@@ -171,7 +171,7 @@ def _text_run(model: Any, x: Tensor) -> Tensor:
     return model(input_ids=x, attention_mask=padding(40, 23).long()).last_hidden_state
 
 
-def _dinov3_tables(model: Any, x: Tensor) -> list[Rotary]:
+def dinov3_tables(model: Any, x: Tensor) -> list[Rotary]:
     cos, sin = model.rope_embeddings(x)
     return [Rotary(cos[None], sin[None], half=True)] * DEPTH
 
@@ -190,7 +190,7 @@ def _pairs(width: int) -> Tensor:
     return noise.repeat_interleave(2, 0)
 
 
-def _dinov3_pairs() -> dict[str, Any]:
+def dinov3_pairs() -> dict[str, Any]:
     return {"position_embeddings": (_pairs(12), _pairs(12))}
 
 
@@ -233,8 +233,8 @@ VISION = (
         ),
         _last,
         prefix=5,
-        rotary=_dinov3_tables,
-        duplicates=_dinov3_pairs,
+        rotary=dinov3_tables,
+        duplicates=dinov3_pairs,
     ),
     Case("clip", lambda: wild(hf.CLIPVisionModel(hf.CLIPVisionConfig(**SIZES))), _last),
     Case(

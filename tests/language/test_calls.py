@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -180,7 +180,7 @@ def test_the_setting_is_stored_with_the_model(tmp_path: Path) -> None:
 
 
 def test_two_settings_are_stored_and_come_back(tmp_path: Path) -> None:
-    model, inputs = LLAVA.build(), LLAVA.inputs(1)
+    model, inputs = cast(Any, LLAVA.build()), LLAVA.inputs(1)
     plain = model(**inputs).logits
     turbovlm.apply(model, Merge(r=6))
     turbovlm.apply(model, VisualTokens(keep=0.5))  # beside what is applied already
@@ -224,7 +224,7 @@ def test_newlines_stay() -> None:
 
 
 def test_merging_in_the_tower_and_fewer_tokens() -> None:
-    model, inputs = LLAVA.build(), LLAVA.inputs(1, 2)
+    model, inputs = cast(Any, LLAVA.build()), LLAVA.inputs(1, 2)
     with turbovlm.applied(model, VisualTokens(keep=0.25)):
         only = model.model(**inputs).last_hidden_state
     with turbovlm.applied(model, Merge(r=6), VisualTokens(keep=0.25)) as run:

@@ -16,6 +16,7 @@ import turbovlm
 from tests.hosts.zoo import SIZES, TEXT, TIMM, padding, pixels, wild, words
 from turbovlm import Merge, errors
 from turbovlm.maths.schedule import lengths
+from turbovlm.plug.swap import site_of
 
 
 def vit(**fields: Any) -> Any:
@@ -360,3 +361,37 @@ def test_blip2_generates() -> None:
         assert run.trace.tokens[-1] == 33
     assert merged.shape == expected.shape
     assert torch.equal(model.generate(pixel_values=pixels(), **options), expected)
+
+
+@torch.no_grad()
+def test_a_wanted_speedup_is_resolved_for_each_length() -> None:
+    model: Any = vit(dynamic_img_size=True)
+    for side in (64, 96):
+        x = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+        plain = turbovlm.flops(model, x).macs
+        with turbovlm.applied(model, Merge(speedup=1.25)) as run:
+            model(x)
+            tokens = run.trace.tokens
+            merged = turbovlm.flops(model, x).macs
+        assert tokens[0] == run.trace.start  # the first quarter of the blocks does not merge
+        assert 1.15 < plain / merged < 1.35  # patches and head are not the blocks'
+    with (
+        pytest.raises(errors.ConfigError, match="out of reach"),
+        turbovlm.applied(model, Merge(speedup=9)),
+    ):
+        model(x)
+
+
+def test_training_remembers_no_more_than_what_lives() -> None:
+    model: Any = vit().train()
+    turbovlm.apply(model, Merge(r=5))
+    memory = site_of(model).patch.memory
+    for step in range(4):
+        model(pixels(seed=step)).sum().backward()
+    assert len(memory) <= 4  # one forward's blocks
+    losses = [model(pixels(seed=step)).sum() for step in range(3)]
+    assert len(memory) == 3 * 4  # three forwards are alive
+    del losses
+    with torch.no_grad():
+        model(pixels())
+    assert len(memory) <= 4

@@ -13,7 +13,7 @@ class Parts:
 
     def __init__(self, block: Any) -> None:
         self.block = block
-        self.post_norm = hasattr(block, "intermediate")
+        self.post_norm = hasattr(block, "intermediate") and not hasattr(block, "layernorm_before")
         # timm's residual post-norm blocks: x + norm(f(x))
         self.late_norm = "PostNorm" in type(block).__name__ or "ResPost" in type(block).__name__
         self.attention: Any = next(
@@ -55,6 +55,9 @@ class Parts:
         if hasattr(self.block, "fc1"):
             hidden = torch.nn.functional.gelu(self.block.fc1(norm(x)))
             return x + self.block.fc2(hidden)
+        if hasattr(block := self.block, "intermediate"):
+            hidden = torch.nn.functional.gelu(block.intermediate.dense(norm(x)))
+            return x + block.output.dense(hidden)
         mlp = self._first("mlp", "ffn")
         if self.late_norm:
             return x + norm(mlp(x))
@@ -62,7 +65,7 @@ class Parts:
 
     def qkv(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
         """Projections of ``(N, C)`` and the number of heads; norms of q and k included."""
-        a = getattr(self.attention, "self", self.attention)
+        a = getattr(self.attention, "self", getattr(self.attention, "attention", self.attention))
         heads = next(
             getattr(a, n)
             for n in ("num_heads", "num_attention_heads")
@@ -94,7 +97,7 @@ class Parts:
 
     def out(self, o: Tensor) -> Tensor:
         """Output projection of the attention."""
-        if self.post_norm:
+        if hasattr(self.attention, "output"):
             return self.attention.output.dense(o)
         names = ("proj", "projection", "projection_layer", "out_proj", "o_proj")
         return next(getattr(self.attention, n) for n in names if hasattr(self.attention, n))(o)

@@ -15,7 +15,13 @@ _VIT: dict[str, Any] = {
     "mlp": ("mlp", "layernorm_after"),
 }
 _DINO: dict[str, Any] = {"attention": ("attention", "norm1"), "mlp": ("mlp", "norm2")}
+_ADDING: dict[str, Any] = {  # its last child adds the residual
+    "attention": ("attention", "layernorm_before"),
+    "mlp": ("output", "intermediate", "layernorm_after"),
+    "mlp_adds": True,
+}
 _PATCHES: dict[str, Any] = {"prefix": 0, "guide": "mean"}  # no cls token
+_MASKED: dict[str, Any] = {"padding": ("attention_mask",)}
 _PADDED: dict[str, Any] = {"padding": ("patch_attention_mask",), **_PATCHES}
 
 
@@ -30,12 +36,12 @@ _AROUND: dict[str, Reads] = {  # models that take any of these encoders
 
 
 def _row(
-    package: str, block: str, tower: str, *, readers: Mapping[str, Reads] = {}, **fields: Any
+    package: str, block: str, *towers: str, readers: Mapping[str, Reads] = {}, **fields: Any
 ) -> Row:
     path = f"transformers.models.{package}.modeling_{package}"
     return Row(
         f"{path}.{block}",
-        (f"{path}.{tower}",),
+        tuple(f"{path}.{tower}" for tower in towers),
         readers={**_AROUND, **readers},
         mask="attention_mask",
         **fields,
@@ -49,7 +55,7 @@ ROWS = (
         "ViTModel",
         **_VIT,
         readers=_readers("vit", "cls", "ViTForImageClassification"),
-        padding=("attention_mask",),
+        **_MASKED,
         example="google/vit-base-patch16-224",
     ),
     _row(
@@ -57,6 +63,7 @@ ROWS = (
         "ViTMSNLayer",
         "ViTMSNModel",
         **_VIT,
+        **_MASKED,
         readers=_readers("vit_msn", "cls", "ViTMSNForImageClassification"),
         example="facebook/vit-msn-base",
     ),
@@ -69,21 +76,25 @@ ROWS = (
         readers=_readers(
             "deit", "cls", "DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"
         ),
-        padding=("attention_mask",),
+        **_MASKED,
         example="facebook/deit-base-distilled-patch16-224",
     ),
     _row(
         "dinov2",
         "Dinov2Layer",
         "Dinov2Model",
+        "Dinov2Backbone",
         **_DINO,
+        **_MASKED,
         example="facebook/dinov2-base",
     ),
     _row(
         "dinov2_with_registers",
         "Dinov2WithRegistersLayer",
         "Dinov2WithRegistersModel",
+        "Dinov2WithRegistersBackbone",
         **_DINO,
+        **_MASKED,
         prefix=(1, "config.num_register_tokens"),
         example="facebook/dinov2-with-registers-base",
     ),
@@ -91,11 +102,44 @@ ROWS = (
         "dinov3_vit",
         "DINOv3ViTLayer",
         "DINOv3ViTModel",
+        "DINOv3ViTBackbone",
         **_DINO,
         prefix=(1, "config.num_register_tokens"),
         follow=("position_embeddings",),
         tables="attention.head_dim",
         example="facebook/dinov3-vitb16-pretrain-lvd1689m",
+    ),
+    _row(
+        "ijepa",
+        "IJepaLayer",
+        "IJepaModel",
+        **_VIT,
+        **_PATCHES,
+        **_MASKED,
+        example="facebook/ijepa_vith14_1k",
+    ),
+    _row(  # patches come shuffled, without the masked ones; the decoder puts them back in order
+        "vit_mae",
+        "ViTMAELayer",
+        "ViTMAEModel",
+        **_VIT,
+        **_MASKED,
+        example="facebook/vit-mae-base",
+    ),
+    _row(
+        "videomae",
+        "VideoMAELayer",
+        "VideoMAEModel",
+        **_ADDING,
+        **_PATCHES,
+        example="MCG-NJU/videomae-base",
+    ),
+    _row(
+        "dpt",
+        "DPTViTLayer",
+        "DPTModel",
+        **_ADDING,
+        example="Intel/dpt-large",
     ),
     _row(
         "clip",
@@ -200,6 +244,45 @@ ROWS = (
         example="Salesforce/instructblip-vicuna-7b",
     ),
     _row(
+        "instructblipvideo",
+        "InstructBlipVideoEncoderLayer",
+        "InstructBlipVideoVisionModel",
+        **_CLIP,
+        readers=_readers(
+            "instructblipvideo",
+            "tokens",
+            "InstructBlipVideoModel",
+            "InstructBlipVideoForConditionalGeneration",
+        ),
+        example="Salesforce/instructblip-vicuna-7b",
+    ),
+    _row(
+        "kosmos2",
+        "Kosmos2VisionEncoderLayer",
+        "Kosmos2VisionTransformer",
+        **_CLIP,
+        readers=_readers("kosmos2", "tokens", "Kosmos2Model", "Kosmos2ForConditionalGeneration"),
+        example="microsoft/kosmos-2-patch14-224",
+    ),
+    _row(
+        "janus",
+        "JanusVisionEncoderLayer",
+        "JanusVisionModel",
+        **_CLIP,
+        **_PATCHES,
+        example="deepseek-community/Janus-Pro-1B",
+    ),
+    _row(
+        "ovis2",
+        "Ovis2VisionEncoderLayer",
+        "Ovis2VisionModel",
+        "Ovis2VisionTransformer",
+        attention=("attention", "rms_norm1"),
+        mlp=("ffn", "rms_norm2"),
+        **_PATCHES,
+        example="thisisiron/Ovis2-1B-hf",
+    ),
+    _row(
         "internvl",
         "InternVLVisionLayer",
         "InternVLVisionModel",
@@ -240,5 +323,16 @@ ROWS = (
         modality="audio",
         readers=_readers("whisper", "tokens", "WhisperModel", "WhisperForConditionalGeneration"),
         example="openai/whisper-base",
+    ),
+    _row(
+        "audio_spectrogram_transformer",
+        "ASTLayer",
+        "ASTModel",
+        **_VIT,
+        **_MASKED,
+        prefix=2,  # cls and distillation token
+        modality="audio",
+        readers=_readers("audio_spectrogram_transformer", "cls", "ASTForAudioClassification"),
+        example="MIT/ast-finetuned-audioset-10-10-0.4593",
     ),
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.jit._trace import is_tracing
 
 from turbovlm.maths import constants
 from turbovlm.maths.plan import Plan
@@ -41,7 +40,7 @@ def merge(x: Tensor, size: Tensor | None, plan: Plan) -> tuple[Tensor, Tensor]:
     target = rows.index_select(0, row_numbers(plan.destination, tokens))
     change = (source - target) * weight.view(-1, 1).to(x.dtype)
     slot = row_numbers(plan.slot, plan.keep.shape[1])
-    if is_tracing():
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         # the older ONNX exporter writes a wrong graph for index_add with repeated indices
         kept = kept.scatter_add(0, slot.unsqueeze(1).expand_as(change), change)
     else:

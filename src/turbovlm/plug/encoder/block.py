@@ -40,7 +40,7 @@ class BlockSite:
 
 
 class TurboBlock(nn.Module):
-    """Mixed in front of the host's block class; ``super().forward`` is the host's own."""
+    """Mixed in front of the host's block class, whose own forward it runs."""
 
     turbo_site: BlockSite
 
@@ -81,7 +81,9 @@ class TurboBlock(nn.Module):
                 "turbovlm.remove(model) first"
             )
         training = self.training or torch.is_grad_enabled()
-        call, layer = patch.enter(site.layers, x, training)
+        call, layer = patch.enter(
+            site.layers, x, training, bool(self._forward_hooks) and watched(self)
+        )
         alone = not (call.declared or torch.compiler.is_compiling())
         before = patch.begin(call) if alone else None
         try:
@@ -122,7 +124,7 @@ def _forward(
     call.tokens = tokens
     if patch.recorders:
         call.plans.append(plan)
-    call.full = restores(patch, call, layer, block)
+    call.full = call.reading.needs(layer, patch.depth)
     return tokens.restore(y) if call.full else y
 
 
@@ -180,14 +182,3 @@ def _choose(
     assert seen.metric is not None
     unit = unit_rows(seen.metric)
     return match(unit, seen.value, r, sets, rule, layer, share=patch.share, padding=padding).plan
-
-
-def restores(patch: EncoderPatch, call: EncoderCall, layer: int, block: nn.Module) -> bool:
-    """Whether all positions are read after this block."""
-    reading = call.reading
-    return (
-        reading.every
-        or layer in reading.layers
-        or (reading.last and layer == patch.depth - 1)
-        or bool(block._forward_hooks and watched(block))
-    )

@@ -90,7 +90,22 @@ def survey(model: nn.Module, rows: Sequence[Row], refusals: Sequence[Refusal] = 
                 break
         else:
             barren += [title] if matching else []
+    if towers and all(tower.row.modality == "text" for tower in towers):
+        reasons |= dict.fromkeys(_unknown(module) for module in modules.values() if _senses(module))
     return Found(tuple(towers), tuple(reasons), tuple(barren))
+
+
+def _senses(module: nn.Module) -> tuple[str, ...]:
+    """What a model of transformers says that it takes beside text."""
+    said = getattr(type(module), "input_modalities", ())
+    return tuple(m for m in ((said,) if isinstance(said, str) else said) if m != "text")
+
+
+def _unknown(module: nn.Module) -> str:
+    return (
+        f"{type(module).__name__} takes {' and '.join(_senses(module))} input, and no row "
+        "describes its encoder of it"
+    )
 
 
 def _blocks(tower: nn.Module, row: Row) -> tuple[nn.Module, ...]:

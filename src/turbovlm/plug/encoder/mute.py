@@ -86,16 +86,17 @@ def muted_branches(row: Row, block: nn.Module, extras: int | None) -> tuple[Mute
         block: one block of the kind.
         extras: what the attention module returns beside its tensor, see `Zero`.
     """
-    attention: dict[str, nn.Module] = {n: _stand_in(row, block, n) for n in row.attention}
+    attention = {n: _stand_in(block, n, row.post_norm) for n in row.attention}
     if extras is not None:
-        kind = Unchanged if row.post_norm else Zero
-        attention[row.attention[0]] = kind(extras)
-    return Muted(attention), Muted({n: _stand_in(row, block, n) for n in row.mlp})
+        attention[row.attention[0]] = (Unchanged if row.post_norm else Zero)(extras)
+    mlp = {n: _stand_in(block, n, row.post_norm or row.mlp_adds) for n in row.mlp}
+    return Muted(attention), Muted(mlp)
 
 
-def _stand_in(row: Row, block: nn.Module, name: str) -> nn.Module:
+def _stand_in(block: nn.Module, name: str, adds: bool) -> nn.Module:
+    """For a child that ``adds`` the residual itself, or one that does not."""
     norm = "Norm" in type(getattr(block, name, None)).__name__
-    return Unchanged(None) if row.post_norm or norm else Zero(None)
+    return Unchanged(None) if adds or norm else Zero(None)
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -39,6 +39,9 @@ class Row:
         mlp: children of the MLP branch.
         post_norm: the children named above add the residual and normalise it themselves, as
             BERT's do: ``norm(x + f(x))``. A muted child then passes the residual on.
+        mlp_adds: the children of the MLP branch add the residual themselves, as VideoMAE's do:
+            ``output(mlp(norm(x)), x)``. Each of them then passes on what it gets first, so the
+            norm must be among them.
         modality: what the tokens are. Text towers are patched only when the model given to
             `apply` holds no image or audio tower: a caption is short, and needs a smaller r.
         prefix: number of leading tokens that are never merged (cls, distillation, registers),
@@ -78,6 +81,7 @@ class Row:
     attention: tuple[str, ...]
     mlp: tuple[str, ...]
     post_norm: bool = False
+    mlp_adds: bool = False
     modality: Modality = "image"
     prefix: int | str | tuple[int | str, ...] = 1
     guide: Guide = "cls"

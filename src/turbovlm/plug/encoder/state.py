@@ -44,6 +44,15 @@ class Reading:
     padding: bool = False
     decodes: bool = False
 
+    def needs(self, layer: int, depth: int) -> bool:
+        """Whether all positions are read after this block of so many."""
+        return self.every or layer in self.layers or (self.last and layer == depth - 1)
+
+    def watching(self, layer: int) -> Reading:
+        """The same with a hook that reads this block."""
+        layers = self.layers | {layer}
+        return Reading(self.every, layers, self.last, self.padding, self.decodes)
+
 
 UNDECLARED = Reading(every=True)
 """Blocks that run outside a forward of their tower: who reads them is not known."""
@@ -139,18 +148,24 @@ class EncoderPatch(Patch[Merge, EncoderCall, Snapshot]):
         """What matching needs to see of the attention of these tokens."""
         return Look(self.metric, self.guide, None if tokens is None else tokens.real)
 
-    def enter(self, layers: tuple[int, ...], x: Tensor, training: bool) -> tuple[EncoderCall, int]:
+    def enter(
+        self, layers: tuple[int, ...], x: Tensor, training: bool, watched: bool
+    ) -> tuple[EncoderCall, int]:
         """The call that a block with input ``x`` ``(B, N, C)`` belongs to, and its layer.
 
         Args:
             layers: where the block stands; more than one where it is used again.
             x: its input.
             training: whether gradient checkpointing may run it again.
+            watched: whether a hook reads its output; a checkpointed run keeps to this, also
+                where the hook does not look again.
         """
         call = self.current()
         if call is not None and (call.declared or layers[0] > 0):
             layer = next((n for n in layers if n > call.done), layers[0])
             self._check(layer, call, x)
+            if watched:
+                call.reading = call.reading.watching(layer)
             if training and not torch.compiler.is_compiling():
                 self.memory.keep(x, call.snapshot)
             return call, layer
@@ -160,6 +175,8 @@ class EncoderPatch(Patch[Merge, EncoderCall, Snapshot]):
         else:
             self._recall(call, layers[0], x)
         self._check(layers[0], call, x)
+        if watched:
+            call.reading = call.reading.watching(layers[0])
         return call, layers[0]
 
     def _recall(self, call: EncoderCall, layer: int, x: Tensor) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from turbovlm.plug.encoder.readers import reading_of
@@ -41,6 +42,8 @@ class TurboTower(nn.Module):
         running = patch.current()
         if running is not None and running.declared:  # one entry calls another
             return function(self, *args, **kwargs)
+        if not torch.compiler.is_compiling():
+            patch.memory.sweep()
         given = bind(site.names[name], args, dict(kwargs))
         call = EncoderCall(reading_of(patch, self, name, given), declared=True)
         before = patch.begin(call)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 def positions(first: int, end: int, step: int, device: torch.device) -> Tensor:
     """``arange(first, end, step)`` int64; not to be written to."""
+    end = max(first, end)  # a short sequence may have no sources
     if torch.compiler.is_compiling():
         return torch.arange(first, end, step, device=device)
     return _positions(first, end, step, device, torch.is_inference_mode_enabled())

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def never_compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """What `torch.compiler.disable` does, which imports all of the compiler to do it."""
+    function.__dict__["_torchdynamo_disable"] = True
+    return function
 
 
 def in_backward() -> bool:

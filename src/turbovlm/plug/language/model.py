@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import disable
 
 from turbovlm.errors import UnsupportedInput
 from turbovlm.plug.language.picture import mark, mark_packed
@@ -21,10 +20,11 @@ from turbovlm.plug.language.shorten import Step, shorten
 from turbovlm.plug.language.state import LanguageCall, LanguagePatch, LanguageSite
 from turbovlm.plug.names import bind
 from turbovlm.plug.swap import site_of
+from turbovlm.plug.torch_private import never_compiled
 
 # they read values and change classes, which a compiler cannot follow
-_SHORTEN = cast(Callable[[LanguagePatch, nn.Module, dict[str, Any]], Step | None], disable(shorten))
-_FINISH = cast(Callable[[Step, Any], None], disable(Step.finish))
+_SHORTEN = never_compiled(shorten)
+_FINISH = never_compiled(Step.finish)
 
 
 class TurboHead(nn.Module):

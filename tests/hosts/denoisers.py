@@ -12,6 +12,7 @@ from diffusers.models.transformers.pixart_transformer_2d import PixArtTransforme
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.models.unets.unet_motion_model import UNetMotionModel
 from torch import Tensor, nn
 
 Step = Callable[..., Tensor]
@@ -26,6 +27,7 @@ class Case:
     step: Step
     tokens: int  # at the first level
     modules: int  # that merge at every level
+    images: int = 2  # in the blocks of a step
 
 
 def wild(model: nn.Module) -> nn.Module:
@@ -76,6 +78,40 @@ def unet(height: int = 16, width: int = 16, **changes: Any) -> Case:
         return _or(run, model)(latent, torch.tensor(time), text, return_dict=False, **more)[0]
 
     return Case("unet", model, step, height * width, 21)
+
+
+def upscaler() -> Case:
+    """The x4 upscaler's kind: the first attention of a block reads the prompt too."""
+    case = unet(only_cross_attention=True)
+    return Case("upscaler", case.model, case.step, 256, 21)
+
+
+def motion() -> Case:
+    """AnimateDiff's kind: two videos of three frames, and blocks that attend over time."""
+    model = wild(
+        UNetMotionModel(
+            sample_size=16,
+            layers_per_block=1,
+            block_out_channels=(32, 64),
+            down_block_types=("CrossAttnDownBlockMotion", "CrossAttnDownBlockMotion"),
+            up_block_types=("CrossAttnUpBlockMotion", "CrossAttnUpBlockMotion"),
+            cross_attention_dim=24,
+            num_attention_heads=4,
+            norm_num_groups=8,
+            motion_num_attention_heads=4,
+        )
+    )
+    latent, text = noise(2, 4, 16, 16), noise(2, 7, 24, seed=2)
+    drift = noise(1, 4, 3, 16, 16, seed=3) * 0.3
+
+    def step(
+        latent: Tensor = latent, time: float = 500, text: Tensor = text, run: Any = None
+    ) -> Tensor:
+        frames = latent.unsqueeze(2) + drift.to(latent)
+        prompts = text.repeat_interleave(3, 0)
+        return _or(run, model)(frames, torch.tensor(time), prompts, return_dict=False)[0]
+
+    return Case("motion", model, step, 256, 21, images=6)
 
 
 def sdxl() -> Case:
@@ -204,7 +240,11 @@ def flux() -> Case:
     ids = torch.stack([torch.zeros(256), place // 16, place % 16], -1)
 
     def step(
-        latent: Tensor = latent, time: float = 0.5, text: Tensor = text, run: Any = None
+        latent: Tensor = latent,
+        time: float = 0.5,
+        text: Tensor = text,
+        run: Any = None,
+        **more: Any,
     ) -> Tensor:
         times = torch.full((latent.shape[0],), float(time))
         return _or(run, model)(
@@ -215,9 +255,12 @@ def flux() -> Case:
             ids,
             torch.zeros(7, 3),
             return_dict=False,
+            **more,
         )[0]
 
     return Case("flux", model, step, 256, 4)
 
 
-CASES: tuple[Callable[[], Case], ...] = (unet, sdxl, pixart, dit, sd3, sd35, flux)
+CASES: tuple[Callable[[], Case], ...] = (
+    unet, upscaler, motion, sdxl, pixart, dit, sd3, sd35, flux,
+)  # fmt: skip

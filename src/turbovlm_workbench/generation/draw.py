@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 
@@ -127,7 +128,7 @@ def draw_pictures(
 
     Raises:
         ConfigError: for an option that this pipeline does not have.
-        ModelError: if the pipeline refuses what it is given.
+        ModelError: if the pipeline refuses what it is given, or draws values that are no numbers.
     """
     given = drawing.arguments(pipe)
     for name in ("negative_prompt", "image"):
@@ -135,7 +136,7 @@ def draw_pictures(
             given[name] = [given[name]] * len(prompts)
     noise = [torch.Generator().manual_seed(seed) for seed in seeds]
     try:
-        return pipe(prompt=list(prompts), generator=noise, **given).images
+        drawn = pipe(prompt=list(prompts), generator=noise, output_type="np", **given).images
     except TurboError:
         raise
     except (ValueError, TypeError, NotImplementedError) as error:
@@ -143,3 +144,10 @@ def draw_pictures(
             f"{type(pipe).__name__} cannot draw this ({cause(error)}): change the options that it "
             "names"
         ) from error
+    if not np.isfinite(drawn).all():
+        # as pictures they would be black, and equal to one another
+        raise ModelError(
+            f"{type(pipe).__name__} drew values that are no numbers: check its weights, or use a "
+            "wider --dtype"
+        )
+    return pipe.numpy_to_pil(drawn)

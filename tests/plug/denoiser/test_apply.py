@@ -61,7 +61,7 @@ def test_applied_and_removed(make: Callable[[], denoisers.Case]) -> None:
     assert len(moves) == case.modules
     for move in moves:
         assert move.fold is not None, move.name
-        assert move.fold.plan.source.shape == (2, int(move.tokens * 0.3)), move.name
+        assert move.fold.plan.source.shape == (case.images, int(move.tokens * 0.3)), move.name
     assert moves[0].tokens == case.tokens
     assert merged.shape == plain.shape
     assert not torch.allclose(merged, plain)

@@ -11,12 +11,10 @@ from diffusers.models.attention_processor import (
     Attention,
     AttnProcessor,
     AttnProcessor2_0,
-    IPAdapterAttnProcessor2_0,
     JointAttnProcessor2_0,
     SlicedAttnProcessor,
     XFormersAttnProcessor,
 )
-from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 from diffusers.models.transformers.transformer_flux import FluxAttention
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -185,28 +183,6 @@ def test_tokens_that_the_prompt_moved() -> None:
     second = torch.tensor([[[0.0, 0.0], [3.0, 4.0], [0.0, 15.0]]])
     torch.testing.assert_close(changed(first, second), torch.tensor([[0.0, 0.25, 0.75]]))
     assert torch.equal(changed(first, first), torch.zeros(1, 3))
-
-
-def test_an_image_prompt_beside_the_text() -> None:
-    case = denoisers.unet()
-    model: Any = case.model
-    projection = ImageProjection(image_embed_dim=6, cross_attention_dim=24, num_image_text_embeds=2)
-    model.encoder_hid_proj = MultiIPAdapterImageProjection([projection])
-    model.register_to_config(encoder_hid_dim_type="ip_image_proj")
-    processors = {}
-    for name, kept in model.attn_processors.items():
-        width = model.get_submodule(name.removesuffix(".processor")).to_q.in_features
-        processors[name] = kept
-        if ".attn2." in name:
-            processors[name] = IPAdapterAttnProcessor2_0(width, 24, num_tokens=(2,))
-    model.set_attn_processor(processors)
-    denoisers.wild(model)
-    image = {"image_embeds": [denoisers.noise(2, 1, 6, seed=5)]}
-    plain = case.step(added_cond_kwargs=image)
-    with turbovlm.applied(model, SOME):
-        merged = case.step(added_cond_kwargs=image)
-    assert not torch.allclose(merged, plain)
-    assert torch.equal(case.step(added_cond_kwargs=image), plain)
 
 
 def test_compiled_guidance_chooses_what_eager_guidance_does() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.workbench.generation.make import BLUE, RED, SIDE, STEPS, stable_diffusion
@@ -87,7 +88,9 @@ def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
 
 def test_an_option_that_the_pipeline_does_not_have_is_named(pipe: Any) -> None:
     class Plain(type(pipe)):
-        def __call__(self, prompt: list[str], generator: Any, num_inference_steps: int = 2) -> Any:
+        def __call__(
+            self, prompt: list[str], generator: Any, output_type: str, num_inference_steps: int = 2
+        ) -> Any:
             raise ValueError("nothing is ever right\nfor me")
 
     plain = object.__new__(Plain)
@@ -103,3 +106,11 @@ def test_the_painter_has_its_own_steps_and_guidance() -> None:
     assert own.negative == BLUE
     assert Drawing(steps=3).of("lab:painter").steps == 3
     assert Drawing().of("elsewhere") == Drawing()
+
+
+def test_values_that_are_no_numbers_make_no_picture(tmp_path: Path) -> None:
+    own = load_pipeline(str(stable_diffusion(tmp_path / "sd")))
+    with torch.no_grad():
+        own.unet.conv_out.weight.fill_(float("nan"))
+    with pytest.raises(ModelError, match="drew values that are no numbers: check its weights"):
+        draw_pictures(own, [RED], [0], Drawing(steps=1))

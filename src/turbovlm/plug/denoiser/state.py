@@ -208,7 +208,8 @@ class DenoiserPatch(Patch[MergeRestore, DenoiserCall, DenoiserCall]):
         """
         compiling = torch.compiler.is_compiling()
         call = self.current()
-        if call is not None and torch.is_grad_enabled() and not compiling:
+        # reentrant checkpointing runs the first forward without gradients
+        if call is not None and not compiling and (torch.is_grad_enabled() or x.requires_grad):
             self.memory.keep(x, call)
         known = None if call is not None or compiling or not in_backward() else self.memory.find(x)
         if known is None:

@@ -61,6 +61,7 @@ class Mirrored(ScoredTask):
             self.fingerprint(),
             lambda index: self.image(self.examples[index]),
             self.predict,
+            lambda index: [self.examples[index]],
         )
         return self.score({key: (r["class"], r["mirrored"]) for key, r in found.items()})
 

@@ -49,7 +49,10 @@ def eval_command(
         # torchrun takes --r for one of its own options, wherever it stands
         typer.Option("--r", "-r", help="Tokens removed in every block (default: none)."),
     ] = None,
-    method: Annotated[str, typer.Option(help="turbo, redundancy, semantics, random.")] = "turbo",
+    method: Annotated[
+        str | None,
+        typer.Option(help="turbo, redundancy, semantics, random (default: turbo)."),
+    ] = None,
     alpha: Annotated[
         float | None, typer.Option(help="Weight of the semantic value in turbo.")
     ] = None,
@@ -62,7 +65,7 @@ def eval_command(
     batch: Annotated[int, typer.Option(help="Examples per call.")] = 32,
     device: Device = None,
     dtype: Dtype = "fp32",
-    workers: Annotated[int, typer.Option(help="Processes that load images.")] = 0,
+    workers: Annotated[int, typer.Option(help="Threads that load images beside the model.")] = 0,
     against: Annotated[
         Path | None,
         typer.Option(help="--out of a run on the same data: show the difference.", metavar="DIR"),
@@ -82,17 +85,17 @@ def eval_command(
     from turbovlm_workbench.load.device import pick_device, pick_dtype
     from turbovlm_workbench.report.evaluation import broken, evaluation_table, heading
     from turbovlm_workbench.run.processes import join_processes
-    from turbovlm_workbench.run.result import difference
-    from turbovlm_workbench.run.runner import SCORES, RunPlan, run_task
+    from turbovlm_workbench.run.result import SCORES, difference
+    from turbovlm_workbench.run.runner import RunPlan, run_task
     from turbovlm_workbench.tasks.registry import build_task
     from turbovlm_workbench.tasks.request import Request
 
     merge = _setting(r, method, alpha, config)
     request = Request(model, data, images, answers, split, weights, beams, top, limit)
     processes = join_processes(pick_device(device))
-    file = None if weights is None else weights.name
-    asked = {"beams": beams, "top": top, "dtype": dtype, "weights": file}
-    plan = RunPlan(out, processes, batch, pick_dtype(dtype, processes.device), workers, asked)
+    asked = {"beams": beams, "top": top, "dtype": dtype}
+    number_format = pick_dtype(dtype, processes.device)
+    plan = RunPlan(out, processes, batch, number_format, workers, asked, against)
     with progress_bar() if processes.leads else nullcontext(_silent) as progress:
         todo = build_task(task, request)
         done = run_task(todo, merge, plan, progress)
@@ -106,18 +109,22 @@ def eval_command(
     print_parts(heading(done), shown, *broken(done), f"predictions: {out}")
 
 
-def _setting(r: int | None, method: str, alpha: float | None, config: Path | None) -> Merge | None:
+def _setting(
+    r: int | None, method: str | None, alpha: float | None, config: Path | None
+) -> Merge | None:
     """What to merge; None where neither --r nor --config asks for it."""
+    given = {"r": r, "method": method, "alpha": alpha}
+    fields = {name: value for name, value in given.items() if value is not None}
     if config is not None:
-        if r is not None or alpha is not None:
-            raise ConfigError("--config is a whole setting: leave --r and --alpha out")
+        if fields:
+            raise ConfigError("--config is a whole setting: leave --r, --method and --alpha out")
         return Merge.load(config)
     if r is None:
-        if alpha is not None:
-            raise ConfigError("--alpha needs --r: nothing is merged without it")
+        if fields:
+            flags = " and ".join(f"--{name}" for name in fields)
+            raise ConfigError(f"{flags} without --r changes nothing: give --r, or leave it out")
         return None
-    weight = {} if alpha is None else {"alpha": alpha}
-    return Merge.from_dict({"r": r, "method": method, **weight})
+    return Merge.from_dict(fields)
 
 
 def _silent(stage: str, done: int, total: int) -> None:

@@ -34,7 +34,10 @@ def eval_generation_command(
         str | None,
         typer.Option(help="Share of the tokens to merge (default: none).", metavar="FLOAT"),
     ] = None,
-    method: Annotated[str, typer.Option(help="turbo, redundancy, semantics, random.")] = "turbo",
+    method: Annotated[
+        str | None,
+        typer.Option(help="turbo, redundancy, semantics, random (default: turbo)."),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="A saved setting, instead of --ratio.", metavar="FILE")
     ] = None,
@@ -141,18 +144,21 @@ def eval_generation_command(
     print_parts(*(part for part in parts if part))
 
 
-def _setting(ratio: str | None, method: str, config: Path | None) -> MergeRestore | None:
+def _setting(ratio: str | None, method: str | None, config: Path | None) -> MergeRestore | None:
     """What to merge; None where neither --ratio nor --config asks for it."""
     if config is not None:
-        if ratio is not None:
-            raise ConfigError("--config is a whole setting: leave --ratio out")
+        if ratio is not None or method is not None:
+            raise ConfigError("--config is a whole setting: leave --ratio and --method out")
         return MergeRestore.load(config)
     if ratio is None:
+        if method is not None:
+            raise ConfigError("--method without --ratio changes nothing: give --ratio too")
         return None
     values = numbers(ratio, "--ratio")
     if len(values) > 1:
         raise ConfigError("--ratio takes one value here, as a run is one setting: one --out each")
-    return MergeRestore.from_dict({"ratio": values[0], "method": method})
+    named = {} if method is None else {"method": method}
+    return MergeRestore.from_dict({"ratio": values[0], **named})
 
 
 def _silent(stage: str, done: int, total: int) -> None:

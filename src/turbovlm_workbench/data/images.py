@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import csv
+import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from turbovlm.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+"""What a file may hold, whatever its name: decoders of pixels, none that runs a program (EPS)."""
 IMAGE_COLUMNS = ("image", "file", "filename", "name")
 LABEL_COLUMNS = ("label", "class", "target")
 
@@ -80,29 +85,33 @@ class ImageFolder:
 def find_images(root: Path) -> tuple[Path, ...]:
     """The image files below ``root`` by their endings, sorted; none is opened.
 
+    Links that lead nowhere are among them, so that they are named when they are read.
+
     Raises:
-        InputError: for a missing folder, or one without images.
+        InputError: for a missing folder, one without images, or a subfolder that cannot be read.
     """
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
         raise InputError(f"--images {root} {what}: give a folder of images")
-    found = (path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
-    paths = tuple(sorted(path for path in found if path.is_file()))
+    found: list[Path] = []
+    for folder, _, names in os.walk(root, onerror=_unreadable_folder):
+        found += (Path(folder, name) for name in names)
+    paths = tuple(sorted(path for path in found if path.suffix.lower() in SUFFIXES))
     if not paths:
         raise InputError(f"{root} holds no image: expected files ending in {', '.join(SUFFIXES)}")
     return paths
 
 
 def read_image(path: Path) -> Image.Image:
-    """The image in a file, in mode RGB.
+    """The image in a file, in mode RGB; 16 bits a pixel become 8.
 
     Raises:
         InputError: if it cannot be decoded.
     """
     with _open(path) as image:
         try:
-            return image.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
+            return _eight_bits(image).convert("RGB")
+        except Exception as error:  # damaged files raise many kinds in the decoders
             raise _unreadable(path, error) from error
 
 
@@ -125,6 +134,10 @@ def read_labels(table: Path, root: Path) -> dict[Path, int]:
             label_column = _column(LABEL_COLUMNS, header, table)
             for row in rows:
                 where = f"{table}, line {rows.line_num}"
+                if None in row:
+                    raise InputError(
+                        f"{where}: more values than columns: quote a value that holds a comma"
+                    )
                 path = _locate(row[image_column] or "", table, root, where)
                 if path in labels:
                     raise InputError(
@@ -132,7 +145,9 @@ def read_labels(table: Path, root: Path) -> dict[Path, int]:
                     )
                 labels[path] = _label(row[label_column], where)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot read the labels in {table}: {error}") from error
+        raise InputError(
+            f"cannot read the labels in {table} ({error}): give a CSV table in UTF-8"
+        ) from error
     if not labels:
         raise InputError(f"{table} holds no row below its header: one image and label a row")
     return labels
@@ -153,14 +168,33 @@ def check_labels(labels: Sequence[int], classes: int) -> None:
 
 def _open(path: Path) -> Image.Image:
     try:
-        return Image.open(path)
-    except (OSError, UnidentifiedImageError, ValueError) as error:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            raise ValueError("not a regular file")
+        return Image.open(path, formats=FORMATS)
+    except Exception as error:  # above Pillow's limit of pixels it is an Exception of its own
         raise _unreadable(path, error) from error
 
 
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Greyscale of 16 bits scaled to 8: Pillow's own conversion cuts off at 255, to white."""
+    if not image.mode.startswith("I"):
+        return image
+    grey = np.asarray(image).astype(np.float64)
+    return Image.fromarray((grey / 257).round().clip(0, 255).astype(np.uint8))
+
+
 def _unreadable(path: Path, error: Exception) -> InputError:
-    cause = "not an image file" if isinstance(error, UnidentifiedImageError) else str(error)
+    if isinstance(error, UnidentifiedImageError):
+        cause = f"not an image file: its content is none of {', '.join(FORMATS)}"
+    else:
+        cause = str(error) or type(error).__name__
     return InputError(f"cannot read image {path} ({cause}): repair it or move it away")
+
+
+def _unreadable_folder(error: OSError) -> None:
+    raise InputError(
+        f"cannot read the folder {error.filename} ({error.strerror}): allow it, or move it away"
+    ) from error
 
 
 def _find_table(table: Path, root: Path) -> Path:
@@ -171,9 +205,14 @@ def _find_table(table: Path, root: Path) -> Path:
 
 
 def _column(wanted: Sequence[str], header: Sequence[str], table: Path) -> str:
-    for name in header:
-        if name.lower() in wanted:
-            return name
+    found = [name for name in header if name.lower() in wanted]
+    if len(found) > 1:
+        raise InputError(
+            f"{table} has several columns for one thing, {', '.join(found)}: keep one of them, or "
+            "rename the others"
+        )
+    if found:
+        return found[0]
     raise InputError(
         f"{table} has the columns {', '.join(header) or '(none)'}, but none of "
         f"{', '.join(wanted)}: rename one of them"

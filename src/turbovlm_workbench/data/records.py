@@ -97,7 +97,7 @@ def read_file(path: Path) -> Record | list[Record]:
         raise InputError(f"cannot read {path} ({error}): give a JSON file in UTF-8") from error
     if path.suffix != ".jsonl":
         try:
-            value = json.loads(text)
+            value = _parse(text)
         except ValueError as error:
             if not _is_object(text.lstrip().split("\n", 1)[0]):
                 raise InputError(f"{path} is no JSON: {error}: repair it") from error
@@ -158,7 +158,7 @@ def _lines(path: Path, text: str) -> list[Record]:
             continue
         where = f"{path}, line {number}"
         try:
-            value = json.loads(line)
+            value = _parse(line)
         except ValueError as error:
             raise InputError(f"{where}: no JSON ({error}): give one object a line") from error
         if not isinstance(value, dict):
@@ -176,9 +176,29 @@ def _records(values: list[Any], where: str) -> list[Record]:
     return [Record(f"{where}[{i}]", value) for i, value in enumerate(values)]
 
 
+def _parse(text: str) -> Any:
+    """JSON whose objects have each name once.
+
+    Raises:
+        ValueError: for anything else, and for lists in lists beyond Python's depth.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("its lists or objects are nested too deeply") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name in found if [key for key, _ in pairs].count(name) > 1)
+        raise ValueError(f"an object has {twice!r} twice")
+    return found
+
+
 def _is_object(line: str) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
+        return isinstance(_parse(line), dict)
     except ValueError:
         return False
 

@@ -36,7 +36,7 @@ def check_pipeline(name: str) -> None:
     if path.is_dir():
         try:
             index = json.loads((path / INDEX).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ModelError(
                 f"{name} holds no pipeline of diffusers ({INDEX}: {cause(error)}): give a folder "
                 "as save_pretrained of a pipeline writes it, a hub id, or lab:painter"

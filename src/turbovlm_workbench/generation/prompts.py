@@ -74,7 +74,7 @@ def _prompt(line: str, where: str) -> str:
         prompt = json.loads(line)["prompt"]
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError("the prompt is empty or no text")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f'{where}: no prompt ({error}): write {{"prompt": "a red circle"}}'
         ) from error

@@ -18,7 +18,8 @@ def heading(done: Mapping[str, Any]) -> str:
     merge = done["merge"]
     kinds = {kind.kind: kind for kind in (Merge, MergeRestore)}
     setting = "unmerged" if merge is None else repr(kinds[merge["kind"]].from_dict(merge))
-    return f"{done['task']} of {done['model']}, {setting}, {done['examples']} examples"
+    draws = "" if done["draws"] == 1 else f", mean of {done['draws']} draws"
+    return f"{done['task']} of {done['model']}, {setting}, {done['examples']} examples{draws}"
 
 
 def evaluation_table(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from turbovlm.config import Merge, MergeRestore
@@ -13,6 +14,8 @@ from turbovlm_workbench.metrics.intervals import interval
 from turbovlm_workbench.tasks.scored import ScoredTask, TaskScores
 
 Result = dict[str, Any]
+SCORES = "scores.jsonl"
+"""The file of a run's own folder that holds every example's scores."""
 
 
 def result(
@@ -38,6 +41,21 @@ def result(
     }
 
 
+def mean_scores(draws: Sequence[TaskScores]) -> TaskScores:
+    """The mean of every number over draws, one or more; of examples over those in all of them."""
+    first = draws[0]
+    metrics = {key: fmean(draw.metrics[key] for draw in draws) for key in first.metrics}
+    each = {
+        key: {
+            name: fmean(draw.each[key][name] for draw in draws)
+            for name in values
+            if all(name in draw.each[key] for draw in draws)
+        }
+        for key, values in first.each.items()
+    }
+    return TaskScores(metrics, each, first.notes)
+
+
 def difference(here: Path, other: Path) -> dict[str, tuple[float, float, float]]:
     """For every metric that is a mean: by how much ``here`` exceeds ``other``.
 
@@ -51,7 +69,7 @@ def difference(here: Path, other: Path) -> dict[str, tuple[float, float, float]]
     Raises:
         InputError: if a file cannot be read or the two share no example.
     """
-    ours, theirs = _read(here), _read(other)
+    ours, theirs = read_scores(here), read_scores(other)
     both = [key for key in ours if key in theirs]
     if not both:
         raise InputError(f"{other} scores none of these examples: compare runs on the same data")
@@ -64,11 +82,16 @@ def difference(here: Path, other: Path) -> dict[str, tuple[float, float, float]]
     return found
 
 
-def _read(path: Path) -> dict[str, dict[str, float]]:
+def read_scores(path: Path) -> dict[str, dict[str, float]]:
+    """The scores of a finished run: by the id of an example those of its metrics.
+
+    Raises:
+        InputError: if they cannot be read.
+    """
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         return {row.pop("id"): row for row in rows}
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(
             f"cannot read the scores in {path} ({error}): give the --out of a finished run"
         ) from error

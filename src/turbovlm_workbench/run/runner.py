@@ -1,4 +1,4 @@
-"""Run an task: merge, predict what is missing, score; a killed run goes on where it was."""
+"""Run a task: merge, predict what is missing, score; a killed run goes on where it was."""
 
 from __future__ import annotations
 
@@ -6,23 +6,36 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 import turbovlm
 from turbovlm.config import Merge, MergeRestore
 from turbovlm.errors import ConfigError, InputError
 from turbovlm.measure import environment
-from turbovlm_workbench.data.predictions import Record, Records, claim, digest, replace
+from turbovlm_workbench.data.content import content_digest
+from turbovlm_workbench.data.predictions import (
+    BASIS,
+    READ,
+    Record,
+    Records,
+    claim,
+    digest,
+    json_line,
+)
+from turbovlm_workbench.data.predictions import replace as write_file
+from turbovlm_workbench.draws import draws_of
+from turbovlm_workbench.run.against import check_against, known_content
+from turbovlm_workbench.run.identity import model_digest
+from turbovlm_workbench.run.loading import Loaded, load_batches
 from turbovlm_workbench.run.processes import Processes
-from turbovlm_workbench.run.result import Result, result
+from turbovlm_workbench.run.result import SCORES, Result, mean_scores, result
 from turbovlm_workbench.tasks.scored import ScoredTask, Stage, TaskScores
 
-RESULT, SCORES = "result.json", "scores.jsonl"
+RESULT = "result.json"
 
 Progress = Callable[[str, int, int], object]
 """Called with the stage, the examples done and the examples in all."""
@@ -37,8 +50,9 @@ class RunPlan:
         processes: the processes.
         batch: examples per call.
         dtype: number format of weights and pixels.
-        workers: processes that load images beside this one; 0 loads in this one.
+        workers: threads that load images beside this one; 0 loads in this one.
         settings: whatever else makes this run what it is, in JSON types.
+        against: the folder of a finished run that this one is to be compared with.
     """
 
     out: Path
@@ -47,6 +61,7 @@ class RunPlan:
     dtype: torch.dtype
     workers: int
     settings: Mapping[str, Any]
+    against: Path | None = None
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -69,7 +84,9 @@ def run_task(
     plan: RunPlan,
     progress: Progress = lambda stage, done, total: None,
 ) -> Result | None:
-    """Evaluate; every process of the processes calls this, the first one gets the result.
+    """Evaluate; every process calls this, the first one gets the result.
+
+    A method with a seed is run once for each of `draws_of`, and every number is their mean.
 
     Args:
         task: model and examples; the model is moved, and left without merging.
@@ -78,28 +95,45 @@ def run_task(
         progress: told how far the run is.
 
     Raises:
-        InputError: if ``plan.out`` holds something else, or no example has a readable image.
+        InputError: if ``plan.out`` holds something else, predicted from other files or by other
+            weights, if ``plan.against`` is no run on the same data, or if no example has a
+            readable image.
         TurboError: whatever `turbovlm.apply` refuses; nothing is written then.
     """
+    settings = {
+        "task": task.kind,
+        "model": task.name,
+        "merge": None if merge is None else merge.to_dict(),
+        "data": digest(task.fingerprint()),
+        **plan.settings,
+    }
+    if plan.processes.leads:
+        if plan.against is not None:
+            check_against(plan.against, settings)
+        settings["weights"] = model_digest(task.parts)
     task.model.eval().to(device=plan.processes.device, dtype=plan.dtype)
-    with nullcontext() if merge is None else turbovlm.applied(task.patched, merge):
-        settings = {
-            "task": task.kind,
-            "model": task.name,
-            "merge": None if merge is None else merge.to_dict(),
-            "data": digest(task.fingerprint()),
-            **plan.settings,
-        }
-        if plan.processes.leads:
-            claim(plan.out, settings)
-        plan.processes.wait()
-        clock = Clock()
-        broken: dict[str, str] = {}
-        scores = _stages(task, plan, clock, broken, progress)
+    draws = draws_of(merge) if isinstance(merge, Merge) else [merge]
+    clock = Clock()
+    broken: dict[str, str] = {}
+    found: list[TaskScores] = []
+    for number, draw in enumerate(draws, start=1):
+        with nullcontext() if draw is None else turbovlm.applied(task.patched, draw):
+            if plan.processes.leads and number == 1:
+                claim(plan.out, settings)
+            plan.processes.wait()
+            if len(draws) == 1:
+                found.append(_stages(task, plan, clock, broken, progress))
+                continue
+            place = replace(plan, out=plan.out / f"draw{number}")
+            if plan.processes.leads:
+                place.out.mkdir(exist_ok=True)
+            plan.processes.wait()
+            found.append(_stages(task, place, clock, broken, _of(progress, number, len(draws))))
     if not plan.processes.leads:
         return None
+    scores = mean_scores(found)
     done = result(task, merge, scores, broken, clock.seconds, clock.examples)
-    done = {"settings": settings, **done, "environment": environment()}
+    done = {"settings": settings, **done, "draws": len(draws), "environment": environment()}
     if done["examples_per_second"] is None:  # all was predicted before
         done["examples_per_second"] = _earlier(plan.out / RESULT).get("examples_per_second")
     _write(plan.out, done, scores)
@@ -132,7 +166,9 @@ def _predict(stage: Stage, plan: RunPlan, clock: Clock, progress: Progress) -> d
     """The records of a whole stage, predicting those that are not on disk yet."""
     processes = plan.processes
     here = Records(plan.out, stage.name, processes.rank)
-    found = here.read()
+    found = here.read(stage.basis)
+    other = {} if plan.against is None else known_content(plan.against, stage.name)
+    _check_files(stage, found, plan, other)
     # a broken image may have been repaired since
     todo = [i for i, key in enumerate(stage.ids) if "error" in found.get(key, {"error": None})]
     todo = todo[processes.rank :: processes.size]
@@ -140,53 +176,68 @@ def _predict(stage: Stage, plan: RunPlan, clock: Clock, progress: Progress) -> d
     begun = total - len(todo)
     progress(stage.name, begun, total)
     processes.wait()  # none writes before all have read
-    loader = DataLoader(
-        _Loading(stage, todo),
-        batch_size=plan.batch,
-        num_workers=min(plan.workers, len(todo)),
-        collate_fn=list,
-    )
-    for number, batch in enumerate(loader):
-        good = [(index, value) for index, value in batch if not isinstance(value, _Broken)]
+    for number, batch in enumerate(load_batches(stage, todo, plan.batch, plan.workers)):
+        good = [one for one in batch if one.broken is None]
+        for one in good:
+            _check_content(stage.ids[one.index], one.read, other, plan)
         start = time.perf_counter()
         with torch.inference_mode():
-            predictions = stage.predict([value for _, value in good]) if good else []
+            predictions = stage.predict([one.value for one in good]) if good else []
         if number:
             clock.seconds += time.perf_counter() - start
             clock.examples += len(good)
-        new = {stage.ids[i]: p for (i, _), p in zip(good, predictions, strict=True)}
-        new |= {stage.ids[i]: {"error": v.why} for i, v in batch if isinstance(v, _Broken)}
-        here.append(new)
+        new = {
+            stage.ids[one.index]: record
+            for one, record in [
+                *zip(good, predictions, strict=True),
+                *((one, {"error": one.broken}) for one in batch if one.broken is not None),
+            ]
+        }
+        read = {stage.ids[one.index]: one for one in batch}
+        here.append({key: _marked(record, read[key], stage.basis) for key, record in new.items()})
         progress(stage.name, begun + min((number + 1) * plan.batch, len(todo)), total)
     processes.wait()
     if processes.leads:
-        here.finish(stage.ids)
+        here.finish(stage.ids, stage.basis)
     processes.wait()
-    return here.read()
+    return here.read(stage.basis)
 
 
-@dataclass(frozen=True)
-class _Broken:
-    """Stands for an input that could not be loaded."""
+def _marked(record: Record, loaded: Loaded, basis: str) -> Record:
+    """The record with what it was predicted from, where that is a file or earlier records."""
+    marks = {READ: loaded.read, BASIS: basis}
+    return {**record, **{key: mark for key, mark in marks.items() if mark}}
 
-    why: str
+
+def _check_files(
+    stage: Stage, found: Mapping[str, Record], plan: RunPlan, other: Mapping[str, str]
+) -> None:
+    """Check that this process's share of the kept records is of the files as they are now."""
+    kept = [i for i, key in enumerate(stage.ids) if "error" not in found.get(key, {"error": None})]
+    for index in kept[plan.processes.rank :: plan.processes.size]:
+        files = stage.files(index)
+        if not files:
+            continue
+        key, now = stage.ids[index], content_digest(files)
+        if found[key].get(READ) != now:
+            raise InputError(
+                f"--out {plan.out} holds predictions of {key} from another "
+                f"{' or '.join(map(str, files))} than there is now: choose another --out, or "
+                "remove that folder to begin anew"
+            )
+        _check_content(key, now, other, plan)
 
 
-class _Loading(Dataset[tuple[int, Any]]):
-    """Examples ``todo`` of a stage, each with its index; a broken one is a value too."""
+def _check_content(key: str, read: str, other: Mapping[str, str], plan: RunPlan) -> None:
+    if key in other and other[key] != read:
+        raise InputError(
+            f"--against {plan.against} read another image for {key}: compare runs on the same "
+            "images"
+        )
 
-    def __init__(self, stage: Stage, todo: list[int]) -> None:
-        self.stage, self.todo = stage, todo
 
-    def __len__(self) -> int:
-        return len(self.todo)
-
-    def __getitem__(self, position: int) -> tuple[int, Any]:
-        index = self.todo[position]
-        try:
-            return index, self.stage.load(index)
-        except InputError as error:
-            return index, _Broken(str(error))
+def _of(progress: Progress, number: int, draws: int) -> Progress:
+    return lambda stage, done, total: progress(f"{stage}, draw {number} of {draws}", done, total)
 
 
 def _earlier(path: Path) -> Result:
@@ -196,5 +247,5 @@ def _earlier(path: Path) -> Result:
 def _write(folder: Path, done: Result, scores: TaskScores) -> None:
     ids = dict.fromkeys(key for values in scores.each.values() for key in values)
     rows = ({"id": key, **{m: v[key] for m, v in scores.each.items() if key in v}} for key in ids)
-    replace(folder / SCORES, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    replace(folder / RESULT, json.dumps(done, indent=2, ensure_ascii=False) + "\n")
+    write_file(folder / SCORES, "".join(json_line(row) for row in rows))
+    write_file(folder / RESULT, json.dumps(done, indent=2) + "\n")

@@ -77,6 +77,7 @@ class Agreement(ScoredTask):
             self.fingerprint(),
             lambda index: self.image(self.examples[index]),
             self._predict,
+            lambda index: [self.examples[index]],
         )
         rows = [record["scores"] for record in records.values()]
         each = {

@@ -150,7 +150,9 @@ class Captioning(ImageTask[list[str]], ScoredTask):
     def stages(self) -> Stages:
         """One ``generate`` for each image."""
         records = yield self.stage(
-            lambda index: self.image(self.examples[index].image), self._predict
+            lambda index: self.image(self.examples[index].image),
+            self._predict,
+            lambda index: [self.examples[index].image],
         )
         kept = [e for e in self.examples if e.id in records]
         return self.score({e.id: (records[e.id]["caption"], e.captions) for e in kept})

@@ -161,7 +161,9 @@ class Classification(ImageTask[Tensor], ScoredTask):
     def stages(self) -> Stages:
         """One forward for each image."""
         records = yield self.stage(
-            lambda index: self.image(self.examples[index].image), self._predict
+            lambda index: self.image(self.examples[index].image),
+            self._predict,
+            lambda index: [self.examples[index].image],
         )
         label = {e.id: e.label for e in self.examples}
         return self.score({key: (r["classes"], label[key]) for key, r in records.items()})

@@ -144,6 +144,11 @@ class Generation(ScoredTask):
         """The whole pipeline."""
         return self.pipe
 
+    @property
+    def parts(self) -> Mapping[str, Any]:
+        """All of the pipeline."""
+        return self.pipe.components
+
     def fingerprint(self) -> list[Any]:
         """Prompts and seeds."""
         return [list(pair) for pair in self.examples]
@@ -152,7 +157,7 @@ class Generation(ScoredTask):
         """Draw what is missing; the process that leads scores all pictures."""
         (self.out / PICTURES).mkdir(exist_ok=True)
         names = [f"{index:06d}" for index in range(len(self.examples))]
-        records = yield Stage(PICTURES, names, int, self._draw)
+        records = yield Stage(PICTURES, names, int, self._draw, lambda index: ())
         return TaskScores({}) if self.scoring is None else self._score(records, self.scoring)
 
     def _draw(self, indices: list[int]) -> list[Record]:

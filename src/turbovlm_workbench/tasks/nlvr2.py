@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from torch import Tensor
@@ -45,9 +46,12 @@ class NLVR2(ScoredTask):
 
     def stages(self) -> Stages:
         """One judgement for each pair."""
-        records = yield self.stage(self._load, self._predict)
+        records = yield self.stage(self._load, self._predict, self._files)
         kept = [e for e in self.examples if e.id in records]
         return self.score({e.id: (records[e.id]["answer"], (e.label, e.group)) for e in kept})
+
+    def _files(self, index: int) -> list[Path]:
+        return [self.examples[index].left, self.examples[index].right]
 
     def _load(self, index: int) -> tuple[Tensor, Tensor, str]:
         pair = self.examples[index]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from turbovlm.errors import ConfigError
 from turbovlm_workbench.data import Captioned, read_captions
-from turbovlm_workbench.data.predictions import Record
+from turbovlm_workbench.data.predictions import Record, digest
 from turbovlm_workbench.load.by_task import load_matching
 from turbovlm_workbench.load.matching import MatchingModel
 from turbovlm_workbench.metrics.recall import RANKS
@@ -85,17 +85,25 @@ class Retrieval(ScoredTask):
             list(by_id),
             lambda index: self.image(self.examples[index].image),
             lambda pixels: _packed(self.loaded.see(self.loaded.batch(pixels))),
+            lambda index: [self.examples[index].image],
         )
         # captions of a broken image are no queries: their image cannot be found
         text = {f"{key}#{n}": c for key in images for n, c in enumerate(by_id[key].captions)}
         texts = list(text.values())
         captions = yield Stage(
-            "captions", list(text), texts.__getitem__, lambda t: _packed(self.loaded.read(t))
+            "captions",
+            list(text),
+            texts.__getitem__,
+            lambda t: _packed(self.loaded.read(t)),
+            _no_files,
         )
         ranking = _Ranking(self, _unpacked(images), _unpacked(captions), list(images), text)
         queries = [("image", key) for key in images] + [("caption", key) for key in text]
         names = [f"{side} {key}" for side, key in queries]
-        found = yield Stage("predictions", names, queries.__getitem__, ranking.records)
+        basis = digest([list(images.items()), list(captions.items())])
+        found = yield Stage(
+            "predictions", names, queries.__getitem__, ranking.records, _no_files, basis
+        )
         pairs = {}
         for (side, key), name in zip(queries, names, strict=True):
             ranked = found[name]["ranked"]
@@ -162,6 +170,10 @@ class _Ranking:
             texts = [self.text[caption] for _, caption in part]
             found.append(self.task.loaded.match(features.to(weight.device), texts).float().cpu())
         return torch.cat(found)
+
+
+def _no_files(index: int) -> tuple[Path, ...]:
+    return ()
 
 
 def _packed(embeddings: Tensor) -> list[Record]:

@@ -25,15 +25,21 @@ class Stage:
     Args:
         name: of the pass, and of the file that keeps its records.
         ids: one for each example, all different.
-        load: index to what ``predict`` takes of it, on the CPU; may run in another process.
+        load: index to what ``predict`` takes of it, on the CPU; may run in another thread.
             An `InputError` here (an unreadable image) is recorded and not fatal.
         predict: what ``load`` gave for a batch, to one record each.
+        files: index to the files that ``load`` reads of it: a record counts only as long as they
+            hold what they held.
+        basis: a digest of the earlier stages' records that this one builds on; records of another
+            basis are predicted anew.
     """
 
     name: str
     ids: list[str]
     load: Callable[[int], Any]
     predict: Callable[[list[Any]], list[Record]]
+    files: Callable[[int], Sequence[Path]]
+    basis: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,11 +100,20 @@ class ScoredTask(Task, ABC):
         """What is given to `turbovlm.apply`."""
         return self.model
 
+    @property
+    def parts(self) -> Mapping[str, Any]:
+        """What the answers depend on beside the data, see `run.identity.model_digest`."""
+        words = getattr(self.loaded, "tokenizer", None)
+        return {"model": self.model, "prepare": self.prepare, "tokenizer": words}
+
     def stage(
-        self, load: Callable[[int], Any], predict: Callable[[list[Any]], list[Record]]
+        self,
+        load: Callable[[int], Any],
+        predict: Callable[[list[Any]], list[Record]],
+        files: Callable[[int], Sequence[Path]],
     ) -> Stage:
         """The only pass of a simple task: one record for each example."""
-        return Stage("predictions", [e.id for e in self.examples], load, predict)
+        return Stage("predictions", [e.id for e in self.examples], load, predict, files)
 
     def image(self, path: Path) -> Tensor:
         """Pixels (3, H, W) of one image file.

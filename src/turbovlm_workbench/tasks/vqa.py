@@ -46,7 +46,9 @@ class VQA(ScoredTask):
 
     def stages(self) -> Stages:
         """One answer for each question."""
-        records = yield self.stage(self._load, self._predict)
+        records = yield self.stage(
+            self._load, self._predict, lambda index: [self.examples[index].image]
+        )
         kept = [e for e in self.examples if e.id in records]
         return self.score({e.id: (records[e.id]["answer"], e.answers) for e in kept})
 

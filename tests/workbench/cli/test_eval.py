@@ -71,8 +71,11 @@ def test_a_saved_setting_and_a_broken_image(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--r", 8, "--config", "x.json"], "leave --r and --alpha out"),
-        (["--alpha", 2], "--alpha needs --r"),
+        (["--r", 8, "--config", "x.json"], "leave --r, --method and --alpha out"),
+        (["--method", "random", "--config", "x.json"], "leave --r, --method and --alpha out"),
+        (["--alpha", 2], "--alpha without --r changes nothing"),
+        (["--method", "random"], "--method without --r changes nothing"),
+        (["--against", "nowhere"], "give the --out of a finished run"),
         (["--config", "missing.json"], "cannot read a configuration from missing.json"),
         (["--r", -1], "r must not be negative"),
         (["--r", 8, "--method", "magic"], "method must be one of turbo"),
@@ -98,11 +101,6 @@ def test_a_run_that_another_one_would_mix_into(
     code, _, err = turbovlm_runs(capsys, *words(place, "classification", "mixed"), "--r", 4)
     assert code == 2
     assert "holds a run with another merge" in err
-    code, _, err = turbovlm_runs(
-        capsys, *words(place, "classification", "mixed"), "--against", place / "nowhere"
-    )
-    assert code == 2
-    assert "give the --out of a finished run" in err
 
 
 def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:

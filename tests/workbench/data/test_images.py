@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from tests.workbench.build import photos
 from turbovlm.errors import InputError
-from turbovlm_workbench.data.images import ImageFolder, check_labels
+from turbovlm_workbench.data.images import ImageFolder, check_labels, find_images, read_image
 
 
 @pytest.fixture
@@ -110,7 +113,7 @@ def test_folders_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_image_stops_at_once(folder: Path) -> None:
     (folder / "fake.jpg").write_text("this is no photograph")
-    with pytest.raises(InputError, match=r"fake\.jpg \(not an image file\): repair it"):
+    with pytest.raises(InputError, match=r"fake\.jpg \(not an image file: .*\): repair it"):
         ImageFolder.open(folder)
 
 
@@ -126,3 +129,70 @@ def test_labels_beyond_the_classes() -> None:
     check_labels([0, 9], 10)
     with pytest.raises(InputError, match=r"labels go up to 10, but the model has 10 classes"):
         check_labels([0, 10], 10)
+
+
+def test_sixteen_bits_of_grey_are_scaled(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 256).round().astype(np.uint16)
+    Image.fromarray(np.tile(ramp, (4, 1))).save(tmp_path / "deep.png")
+    with Image.open(tmp_path / "deep.png") as image:
+        assert image.mode.startswith("I")
+    read = np.asarray(ImageFolder.open(tmp_path).image(0))
+    assert read.shape == (4, 256, 3)
+    assert np.array_equal(read[0, :, 1], np.arange(256))
+
+
+def test_the_content_decides_what_a_file_is(tmp_path: Path) -> None:
+    (tmp_path / "drawing.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+    with pytest.raises(InputError, match=r"drawing\.png \(not an image file: its content is"):
+        ImageFolder.open(tmp_path)
+    (tmp_path / "drawing.png").unlink()
+    Image.new("RGB", (8, 8)).save(tmp_path / "really.png", "JPEG")
+    assert ImageFolder.open(tmp_path).image(0).size == (8, 8)
+
+
+def test_a_picture_above_the_limit_of_pixels_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("1", (300, 300)).save(tmp_path / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(InputError, match=r"huge\.png \(.*exceeds limit.*\): repair it"):
+        read_image(tmp_path / "huge.png")
+
+
+def test_links_to_nothing_and_pipes_are_named(tmp_path: Path) -> None:
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert find_images(tmp_path) == (tmp_path / "gone.png",)
+    with pytest.raises(InputError, match=r"gone\.png .*No such file"):
+        read_image(tmp_path / "gone.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(InputError, match=r"pipe\.png \(not a regular file\)"):
+        read_image(tmp_path / "pipe.png")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_subfolder_that_cannot_be_read_is_an_error() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        photos(Path(name, "photos"), 3)
+        Path(name, "photos", "sub").chmod(0o700)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(InputError, match=r"cannot read the folder .*sub \(Permission"):
+                find_images(Path(name, "photos"))
+        finally:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label,label\nphoto0.jpg,1,2", "several columns for one thing, label, label"),
+        ("file,name,label\nphoto0.jpg,cat,2", "several columns for one thing, file, name"),
+        ("file,label\nphoto0,jpg,1", "line 2: more values than columns"),
+    ],
+)
+def test_tables_that_mean_two_things(folder: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        labelled(folder, text)

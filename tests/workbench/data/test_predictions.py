@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -84,3 +86,36 @@ def test_the_digest_knows_order_and_content() -> None:
     assert digest([["a", 1], ["b", 2]]) == digest([["a", 1], ["b", 2]])
     assert digest([["a", 1], ["b", 2]]) != digest([["b", 2], ["a", 1]])
     assert digest([["a", 1]]) != digest([["a", 2]])
+
+
+def test_names_that_are_no_utf8_come_back(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.jpg")
+    Records(tmp_path, "predictions").append({name: {"caption": "gr\u00fcn"}, "b": {"x": 1}})
+    assert Records(tmp_path, "predictions").finish([name, "b"])[name] == {"caption": "gr\u00fcn"}
+    assert list(Records(tmp_path, "predictions").read()) == [name, "b"]
+
+
+def test_records_of_another_basis_do_not_count(tmp_path: Path) -> None:
+    records = Records(tmp_path, "predictions")
+    records.append({"a": {"x": 1, "basis": "old"}, "b": {"x": 2, "basis": "new"}})
+    assert records.read("new") == {"b": {"x": 2, "basis": "new"}}
+    records.append({"a": {"x": 3, "basis": "new"}})
+    assert records.finish(["a", "b"], "new")["a"] == {"x": 3, "basis": "new"}
+    assert records.read("old") == {}
+
+
+def test_a_file_that_cannot_grow_is_an_error_that_says_what_is_kept(tmp_path: Path) -> None:
+    records = Records(tmp_path, "predictions")
+    records.append({"a": {"x": 1}})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40, limits[1]))  # as a full disk, for this test
+    try:
+        with pytest.raises(
+            InputError, match=r"predictions\.0\.part \(File too large.*goes on from"
+        ):
+            records.append({"b": {"x": "long" * 20}})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert records.read() == {"a": {"x": 1}}
+    records.append({"b": {"x": 2}})
+    assert records.read() == {"a": {"x": 1}, "b": {"x": 2}}

@@ -143,3 +143,16 @@ def test_errors_are_short(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         read_file(path)
     assert len(str(caught.value)) < len(json.dumps(str(path))) + 100
+
+
+@pytest.mark.parametrize("name", ["deep.json", "deep.jsonl"])
+def test_json_beyond_pythons_depth_is_an_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(InputError, match="nested too deeply"):
+        read_file(tmp_path / name)
+
+
+def test_a_name_that_stands_twice_in_an_object(tmp_path: Path) -> None:
+    (tmp_path / "twice.jsonl").write_text('{"image": "a.png", "answer": "yes", "answer": "no"}')
+    with pytest.raises(InputError, match=r"line 1: no JSON \(an object has 'answer' twice"):
+        read_file(tmp_path / "twice.jsonl")

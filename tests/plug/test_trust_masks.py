@@ -27,7 +27,7 @@ CASES = [
 ]
 GRIDS = ("idefics2", "idefics3", "smolvlm")
 MERGES = (Merge(r=4), Merge(ratio=0.15), Merge(r=4, min_tokens=30), Merge(r=4, method="redundancy"))
-TOLERANCE = {"atol": 2e-5, "rtol": 2e-5}
+TOLERANCE: dict[str, Any] = {"atol": 2e-5, "rtol": 2e-5}
 
 
 def run(case: Case, model: Any, x: Tensor, real: Tensor) -> Tensor:

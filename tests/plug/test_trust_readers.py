@@ -257,11 +257,12 @@ WHISPER: dict[str, Any] = {
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3,
     "begin_suppress_tokens": None, "classifier_proj_size": 8, "num_labels": 3,
 }  # fmt: skip
+EAGER: dict[str, Any] = WHISPER | {"attn_implementation": "eager"}
 
 
 @torch.no_grad()
 def test_word_timestamps_are_refused() -> None:
-    config = hf.WhisperConfig(**WHISPER | {"attn_implementation": "eager"})
+    config = hf.WhisperConfig(**EAGER)
     model: Any = wild(hf.WhisperForConditionalGeneration(config))
     model.generation_config.alignment_heads = [[0, 0]]
     options = {"return_token_timestamps": True, "max_new_tokens": 3}

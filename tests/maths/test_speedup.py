@@ -7,7 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from turbovlm.errors import ConfigError
-from turbovlm.maths.speedup import BlockCost, amounts, merging_blocks, schedule_for, speedup_of
+from turbovlm.maths.speedup import (
+    MANY,
+    BlockCost,
+    amounts,
+    constant,
+    merging_blocks,
+    schedule_for,
+    speedup_of,
+)
 
 WIDTH = 192
 COST = BlockCost(4 * WIDTH**2, 8 * WIDTH**2, WIDTH)  # ViT-Ti
@@ -36,12 +44,15 @@ def test_vit_ti() -> None:
     assert schedule_for(1.0, 197, 1, 12, COST) == (0,) * 12
 
 
-def test_where_few_blocks_cannot_reach_it_more_of_them_merge() -> None:
-    few = schedule_for(2.07, 197, 1, 12, FEW)
-    assert [i for i, r in enumerate(few) if r] == [3, 4, 5, 6, 7, 8]
-    every = schedule_for(2.9, 197, 1, 12, COST)
-    assert all(every[:4])
-    assert speedup_of(every, 197, COST) >= 2.9
+def test_large_speedups_merge_the_same_in_every_block() -> None:
+    expected = constant(16, 197, 1, 12)
+    assert expected[:11] == (16,) * 11  # 21 tokens enter the last block, half of 20 may go
+    assert schedule_for(2.05, 197, 1, 12, COST) == expected
+    assert schedule_for(2.05, 197, 1, 12, FEW) == expected
+    assert speedup_of(constant(15, 197, 1, 12), 197, COST) < 2.05 < speedup_of(expected, 197, COST)
+    assert MANY < 2.05
+    # half of the patches is the limit of every block
+    assert constant(30, 61, 1, 3) == (30, 15, 7)
 
 
 def test_out_of_reach_says_what_is_in_reach() -> None:

@@ -11,6 +11,11 @@ from dataclasses import dataclass
 from turbovlm.errors import ConfigError
 from turbovlm.maths.schedule import removable
 
+MANY = 1.9
+"""Above this speed-up the same r in every block keeps more than large merges in the middle: on
+1000 photographs (ViT-Ti) the middle half loses 0.43 times the KL of a constant r at 1.36x, 0.81
+times at 1.72x and 1.16 times at 2.02x."""
+
 STEPS = 40
 """Halvings of the interval in which the share that a block removes is searched."""
 
@@ -62,6 +67,15 @@ def amounts(
     return tuple(found)
 
 
+def constant(r: int, tokens: int, prefix: int, depth: int) -> tuple[int, ...]:
+    """The same r in every block, as far as half of the patches allow it."""
+    found = []
+    for _ in range(depth):
+        found.append(min(r, removable(tokens, prefix)))
+        tokens -= found[-1]
+    return tuple(found)
+
+
 def speedup_of(removed: tuple[int, ...], tokens: int, cost: BlockCost) -> float:
     """How many times fewer multiply-adds the blocks need with these r."""
     whole, left = len(removed) * cost.of(tokens, tokens), 0.0
@@ -88,6 +102,12 @@ def schedule_for(
     """
     if speedup <= 1:
         return (0,) * depth
+    if speedup > MANY:
+        limit = removable(tokens, prefix)
+        for r in range(1, limit + 1):
+            found = constant(r, tokens, prefix, depth)
+            if speedup_of(found, tokens, cost) >= speedup:
+                return found
     best = 1.0
     for blocks in (merging_blocks(depth, cost.few), merging_blocks(depth, False), range(depth)):
         chosen = tuple(blocks)

@@ -280,7 +280,7 @@ def _count(
     args, kwargs = step
     if merge is not None and merge.guidance is None:
         # outside its pipeline a denoiser must be told; one picture was drawn, so guidance is two
-        latent = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
+        latent: Any = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
         guided = getattr(pipe, "do_classifier_free_guidance", False) and len(latent) == 2
         merge = dataclasses.replace(merge, guidance=bool(guided))
     with merging(pipe, merge):

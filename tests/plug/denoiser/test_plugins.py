@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.hooks import (
-    FirstBlockCacheConfig,
+from diffusers.hooks.first_block_cache import FirstBlockCacheConfig
+from diffusers.hooks.group_offloading import apply_group_offloading
+from diffusers.hooks.pyramid_attention_broadcast import (
     PyramidAttentionBroadcastConfig,
     apply_pyramid_attention_broadcast,
 )
-from diffusers.hooks.group_offloading import apply_group_offloading
 from torch import Tensor
 
 import turbovlm

@@ -75,7 +75,7 @@ def test_the_text_guides_where_an_image_prompt_stands_beside_it() -> None:
     case.model.load_state_dict(model.state_dict(), strict=False)
     for processor in model.attn_processors.values():
         if isinstance(processor, IPAdapterAttnProcessor2_0):
-            processor.scale = [0.0]  # the image says nothing: as if there were none
+            processor.scale[:] = [0.0]  # the image says nothing: as if there were none
     with turbovlm.applied(case.model, MODULE):
         alone = case.step()
     with turbovlm.applied(model, MODULE):
@@ -87,7 +87,7 @@ def test_an_image_prompt_of_flux_is_restored() -> None:
     case = denoisers.flux()
     model: Any = case.model
     made = {
-        name: FluxIPAdapterAttnProcessor(32, 24, num_tokens=(2,), scale=[1.0])
+        name: FluxIPAdapterAttnProcessor(32, 24, num_tokens=(2,))
         if name.startswith("transformer_blocks")
         else kept
         for name, kept in model.attn_processors.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -17,6 +18,7 @@ from turbovlm.plug.names import bind
 from turbovlm.plug.swap import suspended, unpatched_forward
 
 TEXT = "encoder_hidden_states"
+_CONVERSION = "from_unet2d"  # of UNetMotionModel
 
 
 class TurboDenoiser(nn.Module):
@@ -50,6 +52,21 @@ class TurboDenoiser(nn.Module):
         """A cache of diffusers looks blocks up by their exact class."""
         with suspended(self):
             return function(self, *args, **kwargs)
+
+    @property
+    def attn_processors(self) -> dict[str, Any]:
+        """The host's own.
+
+        Raises:
+            UnsupportedInput: for a conversion to a video model, which would copy the weights into
+                a new model and lose the setting without a word. It has no other way to tell us.
+        """
+        if sys._getframe(1).f_code.co_name == _CONVERSION and "turbo_site" in self.__dict__:
+            raise UnsupportedInput(
+                f"{_CONVERSION} copies the weights into a new model, which would not merge: "
+                "turbovlm.remove(model), convert, then turbovlm.apply to the new one"
+            )
+        return super().attn_processors  # type: ignore[misc]
 
 
 class TurboEntry(nn.Module):

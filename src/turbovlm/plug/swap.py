@@ -79,7 +79,7 @@ def install(swaps: Sequence[Swap]) -> None:
     for swap in swaps:
         if site_of(swap.module) is not None:
             raise AlreadyApplied("this model is patched already: turbovlm.remove(model) first")
-        _check_forward(swap.module)
+        _check_forward(swap)
     done: list[nn.Module] = []
     try:
         for swap in swaps:
@@ -137,9 +137,13 @@ def _entry(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
-def _check_forward(module: nn.Module) -> None:
+def _check_forward(swap: Swap) -> None:
+    module = swap.module
     held = vars(module).get("forward")
     if held is None or _is_own(held, type(module)) or "_old_forward" in vars(module):
+        return
+    # put back by a plug-in that found ours there, before it was removed
+    if _is_own(held, _turbo_class(swap.mixin, swap.site.host, swap.entries)):
         return
     raise UnsuitableBlock(
         f"{type(module).__name__}.forward was replaced on the instance by another plug-in: take "
@@ -185,9 +189,29 @@ def _without(cls: type[nn.Module]) -> type[nn.Module]:
     bases = tuple(_without(base) for base in cls.__bases__)
     if bases == cls.__bases__:
         return cls
-    body = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
+    body = {
+        name: value
+        for name, value in vars(cls).items()
+        if name not in ("__dict__", "__weakref__") and not _wraps_ours(value, cls)
+    }
     meta: Any = type(cls)
     return meta(cls.__name__, bases, body)
+
+
+def _wraps_ours(value: Any, cls: type[nn.Module]) -> bool:
+    """Whether a member is made of one of ours: transformers wraps the forward of every subclass."""
+    ours = [
+        vars(part).get(name)
+        for base in cls.__mro__
+        if (recipe := vars(base).get("turbo_recipe")) is not None
+        for part in (base, recipe[0])
+        for name in ("forward", *recipe[2])
+    ]
+    while callable(value):
+        if any(value is found for found in ours):
+            return True
+        value = getattr(value, "__wrapped__", None)
+    return False
 
 
 def _reduce(module: Any, protocol: Any) -> Any:

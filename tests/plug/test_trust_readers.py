@@ -259,9 +259,12 @@ WHISPER: dict[str, Any] = {
 }  # fmt: skip
 
 
+EAGER: dict[str, Any] = WHISPER | {"attn_implementation": "eager"}
+
+
 @torch.no_grad()
 def test_word_timestamps_are_refused() -> None:
-    config = hf.WhisperConfig(**WHISPER | {"attn_implementation": "eager"})
+    config = hf.WhisperConfig(**EAGER)
     model: Any = wild(hf.WhisperForConditionalGeneration(config))
     model.generation_config.alignment_heads = [[0, 0]]
     options = {"return_token_timestamps": True, "max_new_tokens": 3}

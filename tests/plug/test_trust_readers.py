@@ -260,6 +260,9 @@ WHISPER: dict[str, Any] = {
 EAGER: dict[str, Any] = WHISPER | {"attn_implementation": "eager"}
 
 
+EAGER: dict[str, Any] = WHISPER | {"attn_implementation": "eager"}
+
+
 @torch.no_grad()
 def test_word_timestamps_are_refused() -> None:
     config = hf.WhisperConfig(**EAGER)

@@ -157,7 +157,10 @@ def _check_forward(swap: Swap) -> None:
     module = swap.module
     if "forward" not in vars(module) or "_old_forward" in vars(module):
         return
-    if any(_is_bound(vars(o)[n], type(module), swap.mixin) for o, n in _kept_forwards(module)):
+    # the class's own; or ours, put back by a plug-in that found it there before it was removed
+    ours = _turbo_class(swap.mixin, swap.site.host, swap.entries)
+    classes = (type(module), swap.mixin, ours)
+    if any(_is_bound(vars(o)[n], *classes) for o, n in _kept_forwards(module)):
         return
     raise UnsuitableBlock(
         f"{type(module).__name__}.forward was replaced on the instance by another plug-in: take "
@@ -220,9 +223,29 @@ def class_without(cls: type[Any]) -> type[Any]:
     bases = tuple(class_without(base) for base in cls.__bases__)
     if bases == cls.__bases__:
         return cls
-    body = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
+    body = {
+        name: value
+        for name, value in vars(cls).items()
+        if name not in ("__dict__", "__weakref__") and not _wraps_ours(value, cls)
+    }
     meta: Any = type(cls)
     return meta(cls.__name__, bases, body)
+
+
+def _wraps_ours(value: Any, cls: type[nn.Module]) -> bool:
+    """Whether a member is made of one of ours: transformers wraps the forward of every subclass."""
+    ours = [
+        vars(part).get(name)
+        for base in cls.__mro__
+        if (recipe := vars(base).get("turbo_recipe")) is not None
+        for part in (base, recipe[0])
+        for name in ("forward", *recipe[2])
+    ]
+    while callable(value):
+        if any(value is found for found in ours):
+            return True
+        value = getattr(value, "__wrapped__", None)
+    return False
 
 
 def _reduce(module: Any, protocol: Any) -> Any:

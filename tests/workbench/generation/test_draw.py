@@ -75,7 +75,6 @@ def test_image_to_image_begins_with_the_image_at_the_models_size(to_image: Any) 
         ({"size": 100}, "--size must be a multiple of 8 pixels"),
         ({"strength": 0.5}, "--strength goes with --image"),
         ({"strength": 1.5, "image": True}, "--strength must be above 0 and at most 1"),
-        ({"strength": 0.1, "steps": 5, "image": True}, "is no step at all"),
     ],
 )
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
@@ -103,3 +102,13 @@ def test_the_painter_has_its_own_steps_and_guidance() -> None:
     assert own.negative == BLUE
     assert Drawing(steps=3).of("lab:painter").steps == 3
     assert Drawing().of("elsewhere") == Drawing()
+
+
+@pytest.mark.parametrize(
+    "options", [{"steps": 1}, {"steps": 5, "strength": 0.1}, {"strength": 0.01}]
+)
+def test_image_to_image_needs_one_step(to_image: Any, options: dict[str, Any]) -> None:
+    start = Image.new("RGB", (SIDE, SIDE))
+    with pytest.raises(ConfigError, match="no step at all: use more of either"):
+        draw_pictures(to_image, [RED], [0], Drawing(image=start, **options))
+    assert draw_pictures(to_image, [RED], [0], Drawing(image=start, steps=1, strength=1.0))

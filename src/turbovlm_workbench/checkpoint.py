@@ -64,7 +64,7 @@ def check_fit(
     name: str,
     fix: str = "give the architecture that these weights were trained in",
 ) -> None:
-    """Compare keys and shapes; one error tells all three kinds of difference.
+    """Compare keys, shapes and kinds of numbers; one error tells all kinds of difference.
 
     Args:
         state: what the file holds.
@@ -75,7 +75,8 @@ def check_fit(
         fix: what to do about it.
 
     Raises:
-        ModelError: if a key is missing or unknown or has another shape.
+        ModelError: if a key is missing or unknown, has another shape, or holds another kind of
+            numbers: integers, say, of quantised weights, where real numbers belong.
     """
     missing = sorted(set(wanted) - set(state))
     unknown = sorted(set(state) - set(wanted))
@@ -84,11 +85,25 @@ def check_fit(
         for key in wanted
         if key in state and state[key].shape != wanted[key].shape
     ]
-    if missing or unknown or shapes:
+    kinds = [
+        f"{key} is {_text(state[key].dtype)} instead of {_text(wanted[key].dtype)}"
+        for key in wanted
+        if key in state and _kind(state[key]) != _kind(wanted[key])
+    ]
+    if missing or unknown or shapes or kinds:
         problems = [f"{len(missing)} keys are missing ({missing[0]}, ...)"] if missing else []
         problems += [f"{len(unknown)} are unknown ({unknown[0]}, ...)"] if unknown else []
         problems += [f"{len(shapes)} have another shape ({shapes[0]})"] if shapes else []
+        problems += [f"{len(kinds)} hold other numbers ({kinds[0]})"] if kinds else []
         raise ModelError(f"{path} does not fit {name}: {'; '.join(problems)}: {fix}")
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
+
+
+def _text(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path, name: str) -> None:

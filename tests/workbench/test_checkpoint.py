@@ -75,6 +75,16 @@ def test_one_error_tells_every_difference() -> None:
     check_fit(STATE, STATE, Path("some.pth"), "a model")
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_numbers_of_another_kind_do_not_fit(dtype: torch.dtype) -> None:
+    state = {**STATE, "weight": STATE["weight"].to(dtype)}
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(ModelError, match=rf"1 hold other numbers \(weight is {name} instead of"):
+        check_fit(state, STATE, Path("some.pth"), "a model")
+    half = {key: value.half() for key, value in STATE.items()}
+    check_fit(half, STATE, Path("some.pth"), "a model")
+
+
 def test_loading_copies_all_or_nothing() -> None:
     layer = nn.Linear(3, 2)
     load_strictly(layer, STATE, Path("some.pth"), "a layer")

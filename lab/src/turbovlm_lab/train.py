@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.multiprocessing import get_context
 from torch.nn import functional
 
-from turbovlm_lab import captioner
+from turbovlm_lab import captioner, options
 from turbovlm_lab.data import PATCHES, TARGETS, Batch, SceneDataset, collate, pixels
 from turbovlm_lab.evaluate import evaluate_captioner
 from turbovlm_lab.grammar import Accuracy
@@ -71,7 +71,7 @@ class CaptionerTraining:
     processes: int = 2
     check_every: int = 1000
     check_scenes: int = 200
-    out: Path = captioner.WEIGHTS
+    out: Path = options.OUT
 
 
 class Link:
@@ -215,11 +215,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of ``python -m turbovlm_lab.train``."""
     default = CaptionerTraining()
     parser = argparse.ArgumentParser(prog="python -m turbovlm_lab.train", description=__doc__)
-    parser.add_argument("--steps", type=int, default=default.steps, help="of 32 scenes each")
-    parser.add_argument("--minutes", type=float, default=default.minutes, help="stop after these")
-    parser.add_argument("--seed", type=int, default=default.seed, help="0 to 99")
+    parser.add_argument(
+        "--steps", type=options.count, default=default.steps, help="of 32 scenes each"
+    )
+    parser.add_argument(
+        "--minutes", type=options.positive, default=default.minutes, help="stop after these"
+    )
+    parser.add_argument("--seed", type=options.seed, default=default.seed, help="0 to 99")
     parser.add_argument("--out", type=Path, default=default.out, help="folder for the weights")
-    parser.add_argument("--processes", type=int, default=default.processes, help="one core each")
+    parser.add_argument(
+        "--processes", type=options.count, default=default.processes, help="one core each"
+    )
     given = parser.parse_args(arguments)
     torch.manual_seed(given.seed)
     plan = CaptionerTraining(**vars(given))

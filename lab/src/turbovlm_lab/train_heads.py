@@ -19,7 +19,7 @@ from numpy.random import RandomState
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from turbovlm_lab import captioner, heads
+from turbovlm_lab import heads, options
 from turbovlm_lab.data import pixels
 from turbovlm_lab.lessons import LESSONS, EncodedScenes, encoded_scenes
 from turbovlm_lab.scenes import scene, seed_of_split
@@ -39,7 +39,7 @@ class HeadTraining:
     rate: float = 1e-3
     warmup: int = 200
     seed: int = 0
-    out: Path = captioner.WEIGHTS
+    out: Path = options.OUT
 
 
 def encode_scenes(
@@ -142,14 +142,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of ``python -m turbovlm_lab.train_heads``."""
     parser = argparse.ArgumentParser(prog="python -m turbovlm_lab.train_heads", description=__doc__)
     parser.add_argument("head", choices=heads.HEADS)
-    parser.add_argument("--minutes", type=float, default=HeadTraining.minutes, help="of training")
     parser.add_argument(
-        "--scenes", type=int, default=HeadTraining.scenes, help="65 kB of memory each"
+        "--minutes", type=options.positive, default=HeadTraining.minutes, help="of training"
     )
     parser.add_argument(
-        "--rate", type=float, default=HeadTraining.rate, help="highest learning rate"
+        "--scenes", type=options.count, default=HeadTraining.scenes, help="65 kB of memory each"
     )
-    parser.add_argument("--seed", type=int, default=HeadTraining.seed, help="0 to 99")
+    parser.add_argument(
+        "--rate", type=options.positive, default=HeadTraining.rate, help="highest learning rate"
+    )
+    parser.add_argument("--seed", type=options.seed, default=HeadTraining.seed, help="0 to 99")
     parser.add_argument("--out", type=Path, default=HeadTraining.out, help="folder for the weights")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)  # a step is made of small operations

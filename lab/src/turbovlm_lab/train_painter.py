@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.multiprocessing import get_context
 from torch.nn import functional
 
-from turbovlm_lab import captioner, painter
+from turbovlm_lab import captioner, options, painter
 from turbovlm_lab.data import caption_tokens
 from turbovlm_lab.grammar import Accuracy, attribute_accuracy, describe
 from turbovlm_lab.looking import cell_of_tokens, guided_painting, words_to_attend
@@ -51,7 +51,7 @@ class PainterTraining:
     processes: int = 2
     check_every: int = 400
     check_scenes: int = 32
-    out: Path = painter.WEIGHTS
+    out: Path = options.OUT / "painter"
     start: Path | None = None
 
 
@@ -227,12 +227,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m turbovlm_lab.train_painter", description=__doc__
     )
-    parser.add_argument("--autoencoder-minutes", type=float, default=default.autoencoder_minutes)
-    parser.add_argument("--minutes", type=float, default=default.minutes)
-    parser.add_argument("--seed", type=int, default=default.seed, help="0 to 99")
+    parser.add_argument(
+        "--autoencoder-minutes", type=options.positive, default=default.autoencoder_minutes
+    )
+    parser.add_argument("--minutes", type=options.positive, default=default.minutes)
+    parser.add_argument("--seed", type=options.seed, default=default.seed, help="0 to 99")
     parser.add_argument("--out", type=Path, default=default.out, help="folder for the weights")
     parser.add_argument("--start", type=Path, help="go on from these weights, anew")
-    parser.add_argument("--processes", type=int, default=default.processes, help="one core each")
+    parser.add_argument(
+        "--processes", type=options.count, default=default.processes, help="one core each"
+    )
     plan = PainterTraining(**vars(parser.parse_args(arguments)))
     torch.manual_seed(plan.seed)
     pipe = painter.build_painter() if plan.start is None else painter.load_painter(plan.start)

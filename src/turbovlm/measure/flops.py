@@ -108,7 +108,7 @@ class Flops:
         return 2 * self.macs
 
     def __str__(self) -> str:
-        return f"{self.gmacs:.3f} GMACs ({2 * self.gmacs:.3f} GFLOPs at two per multiply-add)"
+        return f"{self.gflops:.3f} GFLOPs (a multiply-add counts as one)"
 
 
 def flops(

@@ -15,7 +15,8 @@ PACKAGES = ("typer", "rich", "numpy", "PIL", "safetensors")
 def main(argv: Sequence[str] | None = None) -> None:
     """Run ``turbovlm`` and leave with its exit code.
 
-    0: done; 1: the answer is no (`check`, `flops --paper`); 2: a mistake; 130: an interrupt.
+    0: done; 1: the answer is no (`check`, `flops --paper`, `tune`); 2: a mistake; 70: an
+    unexpected error, with its traceback; 130: an interrupt; 141: nobody reads stdout any more.
     """
     for package in PACKAGES:
         if find_spec(package) is None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -21,6 +23,7 @@ from turbovlm_workbench.cli.flops import flops_command
 from turbovlm_workbench.cli.generate import generate_command
 from turbovlm_workbench.cli.models import models_command
 from turbovlm_workbench.cli.sweep import sweep_command
+from turbovlm_workbench.cli.terminal import tolerant_streams, visible
 from turbovlm_workbench.cli.tune import tune_command
 from turbovlm_workbench.extensions import load_packages
 
@@ -41,7 +44,8 @@ app.command("flops")(flops_command)
 app.command("check")(check_command)
 app.command("models")(models_command)
 
-INTERRUPTED = 130
+# 70 is EX_SOFTWARE of sysexits.h; 141 is what a shell says of a program that SIGPIPE ended.
+INTERRUPTED, UNEXPECTED, NO_READER = 130, 70, 141
 # Read by libraries when they load, which is after the command line has been read.
 ENVIRONMENT = {
     # Our progress bar stands for theirs, and theirs would draw over it.
@@ -92,11 +96,16 @@ def top(
 
 
 def run_command(argv: Sequence[str]) -> int:
-    """Run one command line; the exit code is returned and errors are one line on stderr."""
+    """Run one command line; the exit code is returned and errors are one line on stderr.
+
+    An error that nobody foresaw shows its traceback and has a code of its own.
+    """
+    tolerant_streams()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         code = app(join_values(join_command(argv)), prog_name="turbovlm", standalone_mode=False)
+        sys.stdout.flush()
     except TurboError as error:
         return _fail(str(error))
     except UsageError as error:
@@ -104,6 +113,20 @@ def run_command(argv: Sequence[str]) -> int:
         return _fail(f"{message} (turbovlm --help)" if message else "")
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except BrokenPipeError:
+        return _no_reader()
+    except SystemExit as leaving:  # rich ends the program where the help has no reader
+        if isinstance(leaving.__context__, BrokenPipeError):
+            return _no_reader()
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        print(
+            f"error: unexpected {type(error).__name__}, a mistake in turbovlm or in a library: "
+            "please report it with the lines above",
+            file=sys.stderr,
+        )
+        code = UNEXPECTED
     if code == INTERRUPTED:  # some versions of typer turn the interrupt into this code themselves
         print("interrupted", file=sys.stderr)
     return code if isinstance(code, int) else 0
@@ -111,5 +134,13 @@ def run_command(argv: Sequence[str]) -> int:
 
 def _fail(message: str) -> int:
     if message:  # no arguments at all: typer has shown the help already
-        print("error:", " ".join(message.split()), file=sys.stderr)
+        print("error:", visible(" ".join(message.split())), file=sys.stderr)
     return 2
+
+
+def _no_reader() -> int:
+    """Nobody reads stdout any more (``turbovlm bench ... | head``): leave without a word."""
+    with suppress(OSError, ValueError):
+        # Python would try to write the rest when it ends, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return NO_READER

@@ -70,7 +70,15 @@ def bench_command(
       turbovlm bench timm:vit_base_patch16_224 --images photos --r 8 12 16
     """
     from turbovlm.errors import require
-    from turbovlm_workbench.cli.output import check_writable, progress_bar, show, write_json
+    from turbovlm_workbench.cli.output import (
+        check_writable,
+        deliver,
+        print_parts,
+        progress_bar,
+        show,
+        write_file,
+        write_json,
+    )
     from turbovlm_workbench.compare import bench as benching
     from turbovlm_workbench.compare.samples import show_some
     from turbovlm_workbench.compare.variants import merge_settings
@@ -93,11 +101,16 @@ def bench_command(
     with progress_bar() as progress:
         task = load_task(model, weights, beams=beams).with_labels(folder.labels)
         report = benching.run_bench(task, folder, merges, plan, progress)
-        shown = None if html is None else show_some(task, folder, report)
-    write_json(report, json)
-    show(report)
-    if html is not None and shown is not None:
+
+    def page(path: Path) -> None:
         from turbovlm_workbench.report.page import bench_page
 
-        html.write_text(bench_page(report, *shown, title=f"turbovlm on {model}"), encoding="utf-8")
-        print(f"page: {html}")
+        shown = show_some(task, folder, report)
+        write_file(path, bench_page(report, *shown, title=f"turbovlm on {model}"))
+        print_parts(f"page: {path}")
+
+    deliver(
+        lambda: write_json(report.to_dict(), json),
+        lambda: show(report),
+        None if html is None else lambda: page(html),
+    )

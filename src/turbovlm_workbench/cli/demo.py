@@ -47,7 +47,14 @@ def demo_command(
 
 
 def _caption(html: Path, json: Path | None) -> None:
-    from turbovlm_workbench.cli.output import progress_bar, show, write_json
+    from turbovlm_workbench.cli.output import (
+        deliver,
+        print_parts,
+        progress_bar,
+        show,
+        write_file,
+        write_json,
+    )
     from turbovlm_workbench.compare import bench as benching
     from turbovlm_workbench.compare.samples import show_some
     from turbovlm_workbench.compare.variants import merge_settings
@@ -60,24 +67,33 @@ def _caption(html: Path, json: Path | None) -> None:
         task = captioning(scenes)
         report = benching.run_bench(task, scenes, merge_settings(RS, METHODS), plan, progress)
         samples, setting = show_some(task, scenes, report)
-    write_json(report, json)
+    lines = []
     for sample in samples:
-        print(f"{sample.name}\n  {'unmerged':<{len(setting)}}  {sample.unmerged}")
-        print(f"  {setting:<8}  {'the same' if sample.same else sample.merged}")
-    print()
-    show(report)
+        lines += [sample.name, f"  {'unmerged':<{len(setting)}}  {sample.unmerged}"]
+        lines.append(f"  {setting:<8}  {'the same' if sample.same else sample.merged}")
 
-    from turbovlm_workbench.report.page import bench_page
+    def tell() -> None:
+        print_parts("\n".join([*lines, ""]))
+        show(report)
 
-    title = "turbovlm: a small captioner, faster"
-    html.write_text(bench_page(report, samples, setting, title), encoding="utf-8")
-    print(f"page: {html}")
+    def page() -> None:
+        from turbovlm_workbench.report.page import bench_page
+
+        title = "turbovlm: a small captioner, faster"
+        write_file(html, bench_page(report, samples, setting, title))
+        print_parts(f"page: {html}")
+
+    deliver(lambda: write_json(report.to_dict(), json), tell, page)
 
 
 def _paint(html: Path, json: Path | None) -> None:
-    import json as text
-
-    from turbovlm_workbench.cli.output import print_parts, progress_bar
+    from turbovlm_workbench.cli.output import (
+        deliver,
+        print_parts,
+        progress_bar,
+        write_file,
+        write_json,
+    )
     from turbovlm_workbench.demo.painter import painter_demo as painting
     from turbovlm_workbench.report.generation import (
         picture_notes,
@@ -89,17 +105,22 @@ def _paint(html: Path, json: Path | None) -> None:
     with progress_bar() as progress:
         shown = painting(progress)
     drawn = shown.comparison
-    if json is not None:
-        data = {**drawn.to_dict(), "said": shown.said, "right": shown.right}
-        json.write_text(text.dumps(data, indent=2) + "\n", encoding="utf-8")
     right = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shown.right.items())
-    print_parts(
-        "\n".join(drawn.prompts),
-        picture_table(drawn),
-        "\n".join(picture_notes(drawn)),
-        f"drawn right, as the built-in captioner reads the pictures: {right}",
-        picture_verdict(drawn),
+    data = {**drawn.to_dict(), "said": shown.said, "right": shown.right}
+
+    def page() -> None:
+        title = "turbovlm: a small painter, faster"
+        write_file(html, picture_page(drawn, title, shown.said, shown.right))
+        print_parts(f"page: {html}")
+
+    deliver(
+        lambda: write_json(data, json),
+        lambda: print_parts(
+            "\n".join(drawn.prompts),
+            picture_table(drawn),
+            "\n".join(picture_notes(drawn)),
+            f"drawn right, as the built-in captioner reads the pictures: {right}",
+            picture_verdict(drawn),
+        ),
+        page,
     )
-    title = "turbovlm: a small painter, faster"
-    html.write_text(picture_page(drawn, title, shown.said, shown.right), encoding="utf-8")
-    print(f"page: {html}")

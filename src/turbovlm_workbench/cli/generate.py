@@ -68,7 +68,14 @@ def generate_command(
       turbovlm generate ./stable-diffusion --prompt "a watercolour" --image photo.jpg --strength 0.6
     """
     from turbovlm.errors import ConfigError, require
-    from turbovlm_workbench.cli.output import check_writable, print_json, print_parts, progress_bar
+    from turbovlm_workbench.cli.output import (
+        check_writable,
+        deliver,
+        print_json,
+        print_parts,
+        progress_bar,
+        write_file,
+    )
     from turbovlm_workbench.data.images import read_image
     from turbovlm_workbench.generation.compare import (
         check_plan,
@@ -102,13 +109,12 @@ def generate_command(
         drawn = compare_pictures(
             pipe, model, prompt, merges, drawing, seed=seed, rounds=rounds, progress=progress
         )
-        grid(drawn, out)
-    if json:
-        print_json({**drawn.to_dict(), "out": str(out)})
-        return
-    print_parts(
-        picture_table(drawn),
-        "\n".join(picture_notes(drawn)),
-        picture_verdict(drawn),
-        f"pictures: {out}",
-    )
+
+    def tell() -> None:
+        if json:
+            print_json({**drawn.to_dict(), "out": str(out)})
+            return
+        notes = "\n".join(picture_notes(drawn))
+        print_parts(picture_table(drawn), notes, picture_verdict(drawn), f"pictures: {out}")
+
+    deliver(lambda: write_file(out, grid(drawn)), tell)

@@ -66,10 +66,15 @@ def sweep_command(
 
       turbovlm sweep timm:vit_base_patch16_224 --images photos --r 8 12 16 --alpha 1 2 6
     """
-    import json as text
-
     from turbovlm.errors import ConfigError, require
-    from turbovlm_workbench.cli.output import check_writable, print_parts, progress_bar
+    from turbovlm_workbench.cli.output import (
+        check_writable,
+        deliver,
+        print_parts,
+        progress_bar,
+        write_file,
+        write_json,
+    )
     from turbovlm_workbench.compare import bench
     from turbovlm_workbench.compare.sweep import Sweep
     from turbovlm_workbench.compare.variants import merge_settings
@@ -93,9 +98,13 @@ def sweep_command(
     with progress_bar() as progress:
         task = load_task(model, weights, beams=beams).with_labels(folder.labels)
         found = Sweep.of(bench.run_bench(task, folder, merges, plan, progress))
-    if json is not None:
-        json.write_text(text.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
-    print_parts(sweep_table(found), "\n".join(sweep_lines(found)), found.report.advice)
-    if plot is not None:
-        draw_sweep(found, plot)
-        print(f"plot: {plot}")
+
+    def draw(path: Path) -> None:
+        write_file(path, draw_sweep(found, path.suffix.lower()))
+        print_parts(f"plot: {path}")
+
+    deliver(
+        lambda: write_json(found.to_dict(), json),
+        lambda: print_parts(sweep_table(found), "\n".join(sweep_lines(found)), found.report.advice),
+        None if plot is None else lambda: draw(plot),
+    )

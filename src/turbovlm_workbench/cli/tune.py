@@ -46,7 +46,14 @@ def tune_command(
 
       turbovlm tune timm:vit_base_patch16_224 --images photos --max-loss 1%
     """
-    from turbovlm_workbench.cli.output import check_writable, print_json, print_parts, progress_bar
+    from turbovlm_workbench.cli.output import (
+        check_writable,
+        deliver,
+        print_json,
+        print_parts,
+        progress_bar,
+        write_json,
+    )
     from turbovlm_workbench.compare.bench import BenchPlan
     from turbovlm_workbench.data.images import ImageFolder
     from turbovlm_workbench.load.device import pick_device, pick_dtype
@@ -63,10 +70,13 @@ def tune_command(
     with progress_bar() as progress:
         task = load_task(model, weights, beams=beams).with_labels(folder.labels)
         found = tuning.tune(task, folder, promise, plan, seed=seed, progress=progress)
-    if found.chosen is not None:
-        found.chosen.merge.save(out)
-    if json:
-        print_json(found.to_dict())
-    else:
-        print_parts(tune_table(found), "\n".join(tune_lines(found, out)))
-    return 0 if found.chosen is not None else 1
+
+    def tell() -> None:
+        if json:
+            print_json(found.to_dict())
+        else:
+            print_parts(tune_table(found), "\n".join(tune_lines(found, out)))
+
+    chosen = found.chosen
+    deliver(None if chosen is None else lambda: write_json(chosen.merge.to_dict(), out), tell)
+    return 0 if chosen is not None else 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from turbovlm_workbench.compare.variants import (
     BenchSetting,
     build_settings,
     compile_all,
+    many_compilations,
     same_operations,
 )
 from turbovlm_workbench.data.images import Images
@@ -100,7 +102,8 @@ def run_bench(
         count = flops(setting.model, counted, call=calling(task)).gflops
         gflops[setting.name] = count / len(counted)
     # Compiled code is for speed alone: it computes the same up to rounding.
-    peaks, times = _run_batch(task, first, pixels, plan, progress)
+    with many_compilations(first) if plan.compiled else nullcontext():
+        peaks, times = _run_batch(task, first, pixels, plan, progress)
     rows = []
     for setting in built:
         name, base = measured[kinds[setting.name]].name, setting.baseline
@@ -167,9 +170,10 @@ def _quality(
         for step, setting in enumerate(built):
             done = start * len(built) + step * len(pixels)
             progress("quality", done, len(images) * len(built))
-            output = task.outputs(setting.model, pixels)
-            reference = output if reference is None else reference
-            scores[setting.name] += task.compare(reference, output, start)
+            for model in (setting.model, *setting.more):
+                output = task.outputs(model, pixels)
+                reference = output if reference is None else reference
+                scores[setting.name] += task.compare(reference, output, start)
     return {name: summarize(measures, of_images) for name, of_images in scores.items()}
 
 

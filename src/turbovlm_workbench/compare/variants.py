@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from turbovlm.config import Merge
 from turbovlm.errors import ModelError, NothingToPatch
 from turbovlm.maths.score import find_score
 from turbovlm_workbench.compare.rows import FUSED
+from turbovlm_workbench.draws import draws_of
 from turbovlm_workbench.load.loaded import UNMERGED
 from turbovlm_workbench.load.share import share_weights
 from turbovlm_workbench.tasks.image import ImageTask
@@ -28,6 +30,8 @@ class BenchSetting:
     config: Merge | None
     fused: bool
     baseline: str
+    more: tuple[nn.Module, ...] = ()
+    """The further draws of a method that has a seed: quality is the mean over all."""
 
 
 def merge_settings(
@@ -91,9 +95,12 @@ def build_settings(
         built.append(BenchSetting(FUSED, _fuse(share_weights(model)), None, True, UNMERGED))
     baseline = built[-1].name
     for merge in merges:
-        twin = _fuse(share_weights(model)) if fused else share_weights(model)
-        turbovlm.apply(twin, merge)
-        built.append(BenchSetting(merge_title(merge), twin, merge, fused, baseline))
+        twins = []
+        for draw in draws_of(merge):
+            twin = _fuse(share_weights(model)) if fused else share_weights(model)
+            twins.append(turbovlm.apply(twin, draw))
+        first, *more = twins
+        built.append(BenchSetting(merge_title(merge), first, merge, fused, baseline, tuple(more)))
     return built
 
 
@@ -117,11 +124,20 @@ def same_operations(merge: Merge | None) -> Merge | None:
 
 def compile_all(task: ImageTask[Any], built: Sequence[BenchSetting]) -> None:
     """Compile the encoder of every setting as one graph, at its first call."""
-    # Dynamo counts recompilations per line of code, and all settings run the same code.
-    limit = 4 * (len(built) + 1)
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
     for setting in built:
         task.encoder(setting.model).compile(fullgraph=True, dynamic=False)
+
+
+@contextmanager
+def many_compilations(built: Sequence[BenchSetting]) -> Iterator[None]:
+    """Room for one compilation of every setting: the compiler counts them per line of code, and
+    all settings run the same code. Its limit is put back."""
+    before = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(before, 4 * (len(built) + 1))
+    try:
+        yield
+    finally:
+        torch._dynamo.config.recompile_limit = before
 
 
 def _fuse(model: nn.Module) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,11 +56,6 @@ class Drawing:
             raise ConfigError("--strength goes with --image: leave it out, or give an image")
         if not 0 < self.strength <= 1:
             raise ConfigError(f"--strength must be above 0 and at most 1, got {self.strength}")
-        if self.steps is not None and int(self.steps * self.strength) < 1:
-            raise ConfigError(
-                f"--strength {self.strength} of {self.steps} --steps is no step at all: use "
-                "more of either"
-            )
 
     def of(self, name: str) -> Drawing:
         """The same, with the settings that the built-in painter was trained for."""
@@ -93,6 +88,8 @@ class Drawing:
             given["image"] = ImageOps.fit(self.image, (side, side))
         given = {name: value for name, value in given.items() if value is not None}
         known = inspect.signature(pipe.__call__).parameters
+        if self.image is not None and "strength" in known:
+            self._check_steps(known)
         flags = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
         flags |= {"negative_prompt": "negative", "height": "size", "width": "size"}
         for name in given:
@@ -100,6 +97,17 @@ class Drawing:
                 flag = flags.get(name, name)
                 raise ConfigError(f"{type(pipe).__name__} has no --{flag}: leave it out")
         return given
+
+    def _check_steps(self, known: Mapping[str, inspect.Parameter]) -> None:
+        """Image to image takes a share of the steps, which must be one at least."""
+        strength, steps = self.strength, self.steps
+        strength = known["strength"].default if strength is None else strength
+        steps = known["num_inference_steps"].default if steps is None else steps
+        if int(steps * strength) < 1:
+            raise ConfigError(
+                f"{steps} --steps from an --image are {steps * strength:g} at the --strength of "
+                f"{strength}, no step at all: use more of either"
+            )
 
 
 def native_size(pipe: Any) -> int:

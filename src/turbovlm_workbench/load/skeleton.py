@@ -239,9 +239,10 @@ def _building(name: str) -> Iterator[None]:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """No log messages: what goes wrong inside is raised."""
-    logging.disable(logging.ERROR)
+    """No log messages: what goes wrong inside is raised. The level is put back."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.ERROR))
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)

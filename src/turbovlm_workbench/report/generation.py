@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from turbovlm.errors import require
 from turbovlm_workbench.generation.compare import Comparison, Side
 from turbovlm_workbench.metrics.pictures import levels
 from turbovlm_workbench.report.page import data_uri, render
+from turbovlm_workbench.report.plot import PLAIN
 
 CELL = 2.4  # inches of one picture in the grid
 WHITE = 64  # levels of difference that are drawn white
@@ -110,8 +111,8 @@ def heat(one: Image.Image, other: Image.Image) -> NDArray[np.uint8]:
     return np.stack(channels, axis=2).round().astype(np.uint8)
 
 
-def grid(comparison: Comparison, path: Path) -> None:
-    """Write one PNG: a row for each prompt, unmerged, then merged and difference of every side.
+def grid(comparison: Comparison) -> bytes:
+    """One PNG: a row for each prompt, unmerged, then merged and difference of every side.
 
     Pictures are shown in their own pixels at least.
 
@@ -119,6 +120,13 @@ def grid(comparison: Comparison, path: Path) -> None:
         MissingExtra: if matplotlib is not installed.
     """
     require("matplotlib", "report")
+    import matplotlib
+
+    with matplotlib.rc_context(PLAIN):
+        return _grid(comparison)
+
+
+def _grid(comparison: Comparison) -> bytes:
     from matplotlib.figure import Figure
 
     base, *merged = comparison.sides
@@ -138,7 +146,9 @@ def grid(comparison: Comparison, path: Path) -> None:
             _show(panels[row][1 + 2 * column], after, name)
             _show(panels[row][2 + 2 * column], heat(before, after), f"difference (white: {WHITE})")
     dots = max(100, round(max(comparison.size) / CELL * 1.1))
-    figure.savefig(path, format="png", dpi=dots, metadata={"Software": None})
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=dots, metadata={"Software": None})
+    return file.getvalue()
 
 
 def picture_page(

@@ -20,6 +20,8 @@ STYLES = {
 }
 OTHER_STYLES = (("#cc79a7", "P"), ("#e69f00", "X"), ("#56b4e9", "v"))  # of registered scores
 TEXT = "#010203"  # stands for the page's text colour, see `trade_off`
+# A dollar sign in a name or a prompt is a dollar sign and begins no formula.
+PLAIN = {"text.parse_math": False, "text.usetex": False}
 WIDTH, HEIGHT = 5.2, 4.0  # inches, of one panel
 
 
@@ -36,7 +38,7 @@ def trade_off(report: BenchReport) -> str:
     from matplotlib.figure import Figure
 
     measures = list(dict.fromkeys(m for m in report.measures[:2] if m.percent or m.key == "cosine"))
-    with matplotlib.rc_context({"svg.hashsalt": "turbovlm", "font.size": 11}):
+    with matplotlib.rc_context(PLAIN | {"svg.hashsalt": "turbovlm", "font.size": 11}):
         figure = Figure(figsize=(WIDTH * len(measures), HEIGHT), layout="constrained")
         panels: Any = figure.subplots(1, len(measures), squeeze=False)
         for axes, measure in zip(panels[0], measures, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
 from typing import Any
 
 from rich.table import Table
@@ -10,7 +10,7 @@ from rich.text import Text
 
 from turbovlm.errors import require
 from turbovlm_workbench.compare.sweep import Sweep
-from turbovlm_workbench.report.plot import by_method, dress, style_of
+from turbovlm_workbench.report.plot import PLAIN, by_method, dress, style_of
 from turbovlm_workbench.report.table import bench_cells, bench_notes, headers
 
 KINDS = (".svg", ".png")
@@ -44,12 +44,12 @@ def sweep_lines(sweep: Sweep) -> list[str]:
     ]
 
 
-def draw_sweep(sweep: Sweep, path: Path) -> None:
-    """The loss against the throughput of every setting, the front as a line, into a file.
+def draw_sweep(sweep: Sweep, kind: str) -> bytes:
+    """The loss against the throughput of every setting, the front as a line, as a file's content.
 
     Args:
         sweep: a finished sweep.
-        path: ends in one of `KINDS`.
+        kind: one of `KINDS`.
 
     Raises:
         MissingExtra: if matplotlib is not installed.
@@ -60,7 +60,7 @@ def draw_sweep(sweep: Sweep, path: Path) -> None:
 
     report = sweep.report
     scale = 100 if report.loss.percent else 1
-    with matplotlib.rc_context({"svg.hashsalt": "turbovlm", "font.size": 11}):
+    with matplotlib.rc_context(PLAIN | {"svg.hashsalt": "turbovlm", "font.size": 11}):
         figure = Figure(figsize=(8, 5), layout="constrained")
         axes: Any = figure.subplots()
         for method, rows in by_method(report).items():
@@ -78,5 +78,7 @@ def draw_sweep(sweep: Sweep, path: Path) -> None:
         axes.set_xlabel(f"measured images per second, batch {report.batch}", color=INK)
         dress(axes, report.loss, INK)
         axes.legend(frameon=False, fontsize=9)
-        svg = path.suffix.lower() == ".svg"
-        figure.savefig(path, dpi=160, metadata={"Date": None} if svg else None)
+        metadata = {"Date": None} if kind == ".svg" else None
+        file = io.BytesIO()
+        figure.savefig(file, format=kind.removeprefix("."), dpi=160, metadata=metadata)
+    return file.getvalue()

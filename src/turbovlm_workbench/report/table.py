@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from turbovlm_workbench.compare.rows import BenchReport, BenchRow
+from turbovlm_workbench.draws import DRAWS, draws_of
 
 MANY_FAULTS = 1000  # page faults of one call, from which they move ratios by some percent
 
@@ -59,6 +60,13 @@ def bench_notes(report: BenchReport) -> list[str]:
             "MALLOC_TRIM_THRESHOLD_=100000000000 to measure without it."
         )
     lines += [f"{measure.title}: {measure.about}." for measure in report.measures]
+    drawn = {
+        row.config.method for row in report.rows if row.config and len(draws_of(row.config)) > 1
+    }
+    lines += [
+        f"{method}: quality is the mean of {DRAWS} draws, speed that of the first."
+        for method in sorted(drawn)
+    ]
     return lines
 
 

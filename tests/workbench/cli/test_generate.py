@@ -81,7 +81,7 @@ def test_image_to_image_as_json(place: Path, capsys: pytest.CaptureFixture[str])
         (["--ratio", "much"], "--ratio takes numbers, not 'much'"),
         (["--min-tokens", "-1"], "min_tokens must not be negative, got -1"),
         (["--method", "magic"], "method must be one of turbo"),
-        (["--image", "{place}/text.png"], "text.png (not an image file)"),
+        (["--image", "{place}/text.png"], "text.png (not an image file: "),
         (["--image", "gone.png"], "cannot read image gone.png"),
         (["--strength", "0.5"], "--strength goes with --image"),
         (["--size", "65"], "--size must be a multiple of 8"),

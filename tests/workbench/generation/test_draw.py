@@ -76,7 +76,6 @@ def test_image_to_image_begins_with_the_image_at_the_models_size(to_image: Any) 
         ({"size": 100}, "--size must be a multiple of 8 pixels"),
         ({"strength": 0.5}, "--strength goes with --image"),
         ({"strength": 1.5, "image": True}, "--strength must be above 0 and at most 1"),
-        ({"strength": 0.1, "steps": 5, "image": True}, "is no step at all"),
     ],
 )
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
@@ -114,3 +113,13 @@ def test_values_that_are_no_numbers_make_no_picture(tmp_path: Path) -> None:
         own.unet.conv_out.weight.fill_(float("nan"))
     with pytest.raises(ModelError, match="drew values that are no numbers: check its weights"):
         draw_pictures(own, [RED], [0], Drawing(steps=1))
+
+
+@pytest.mark.parametrize(
+    "options", [{"steps": 1}, {"steps": 5, "strength": 0.1}, {"strength": 0.01}]
+)
+def test_image_to_image_needs_one_step(to_image: Any, options: dict[str, Any]) -> None:
+    start = Image.new("RGB", (SIDE, SIDE))
+    with pytest.raises(ConfigError, match="no step at all: use more of either"):
+        draw_pictures(to_image, [RED], [0], Drawing(image=start, **options))
+    assert draw_pictures(to_image, [RED], [0], Drawing(image=start, steps=1, strength=1.0))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,17 +99,24 @@ def test_heat_is_black_where_nothing_differs() -> None:
     assert 0 < heat(black, half).mean() < heat(black, grey).mean()
 
 
-def test_the_grid_shows_every_picture_in_its_own_pixels(tmp_path: Path) -> None:
+def test_the_grid_shows_every_picture_in_its_own_pixels() -> None:
     large = tuple(Image.effect_noise((400, 400), 80).convert("RGB") for _ in PROMPTS)
     sides = [side(None, 1.0, 0), side(MergeRestore(ratio=0.3), 1.2, 30)]
     found = comparison(
         sides=tuple(Side(**{**vars(s), "pictures": large}) for s in sides), size=(400, 400)
     )
-    grid(found, tmp_path / "grid.png")
-    with Image.open(tmp_path / "grid.png") as image:
+    with Image.open(io.BytesIO(grid(found))) as image:
         assert image.width >= 3 * 400
         assert image.height >= 2 * 400
         assert np.asarray(image.convert("L")).std() > 20
+
+
+@pytest.mark.parametrize("prompt", ["a $5 and a $10 note", r"$\frac$", "$$", "100 % $x^$"])
+def test_a_prompt_is_no_formula(prompt: str) -> None:
+    one = comparison(1.2)
+    found = dataclasses.replace(one, prompts=(prompt, *one.prompts[1:]))
+    with Image.open(io.BytesIO(grid(found))) as image:
+        assert image.format == "PNG"
 
 
 def test_the_page_needs_nothing_else() -> None:
@@ -128,13 +134,11 @@ def test_the_page_needs_nothing_else() -> None:
         assert words in text
 
 
-def test_a_missing_extra_names_the_install_command(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_missing_extra_names_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
     from turbovlm.errors import MissingExtra
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
     with pytest.raises(MissingExtra, match=r"matplotlib.*turbovlm\[report\]"):
-        grid(comparison(1.2), tmp_path / "grid.png")
+        grid(comparison(1.2))

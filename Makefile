@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 # tests side by side, each on one thread
 JOBS ?= 2
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs fuzz clean
 
 demo: $(VENV)/.demo
 	$(BIN)/turbovlm demo
 
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+# random trials for TURBOVLM_FUZZ_SECONDS (an hour), from TURBOVLM_FUZZ_SEED (0)
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m tests.fuzz.run
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check src lab tests benchmarks examples docs/scripts

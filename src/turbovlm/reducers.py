@@ -48,12 +48,12 @@ def setting_of(told: dict[str, object]) -> Setting:
         ConfigError: if its kind is not known, or a value is out of range.
     """
     kind = told.get("kind", Merge.kind)
-    if kind not in _REDUCERS:
+    if not isinstance(kind, str) or kind not in _REDUCERS:
         raise ConfigError(
             f"a setting of the kind {kind!r} is stored, but nothing registered handles it: import "
             "the package that adds it, or give apply a setting"
         )
-    return _REDUCERS[str(kind)].config.from_dict(told)
+    return _REDUCERS[kind].config.from_dict(told)
 
 
 def _plan_merge(model: object, config: Merge) -> list[Swap]:

@@ -44,7 +44,7 @@ class Setting:
         """Inverse of `to_dict`.
 
         Raises:
-            ConfigError: for an unknown key or kind, or a value out of range.
+            ConfigError: for an unknown or missing key, an unknown kind, or a value out of range.
         """
         fields = dict(data)
         kind = fields.pop("kind", cls.kind)
@@ -57,6 +57,9 @@ class Setting:
             raise ConfigError(
                 f"unknown settings {', '.join(unknown)}: known are {', '.join(sorted(known))}"
             )
+        needed = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
+        if missing := sorted(needed - set(fields)):
+            raise ConfigError(f"{cls.__name__} needs {', '.join(missing)}: add what is missing")
         return cls(**fields)
 
     def save(self, path: str | Path) -> None:

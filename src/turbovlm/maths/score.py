@@ -115,7 +115,7 @@ def find_score(name: str) -> Score:
     Raises:
         ConfigError: if there is none.
     """
-    if name not in _SCORES:
+    if not isinstance(name, str) or name not in _SCORES:
         raise ConfigError(f"method must be one of {', '.join(_SCORES)}, not {name!r}")
     return _SCORES[name]
 

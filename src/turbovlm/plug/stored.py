@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from turbovlm.config import Setting
+from turbovlm.errors import ConfigError
 
 ATTRIBUTE = "turbovlm"
 
@@ -44,11 +45,21 @@ def forget(model: nn.Module) -> None:
 
 
 def stored(model: object) -> list[dict[str, Any]]:
-    """What `store` wrote, as plain values; empty where nothing is stored."""
+    """What `store` wrote, as plain values; empty where nothing is stored.
+
+    Raises:
+        ConfigError: if something else stands there.
+    """
     found = getattr(getattr(model, "config", None), ATTRIBUTE, None)
     if found is None:
         return []
-    return [dict(found)] if isinstance(found, Mapping) else [dict(part) for part in found]
+    parts = found if isinstance(found, list) else [found]
+    if not all(isinstance(part, Mapping) for part in parts):
+        raise ConfigError(
+            f"the setting that is stored with this model cannot be read, {found!r}: give one, "
+            "e.g. Merge(r=16), or delete config.turbovlm"
+        )
+    return [dict(part) for part in parts]
 
 
 _EARLIER = "turbo_stored"

@@ -85,7 +85,7 @@ def eval_command(
     from turbovlm_workbench.load.device import pick_device, pick_dtype
     from turbovlm_workbench.report.evaluation import broken, evaluation_table, heading
     from turbovlm_workbench.run.processes import join_processes
-    from turbovlm_workbench.run.result import SCORES, difference
+    from turbovlm_workbench.run.result import SCORES, difference, read_scores
     from turbovlm_workbench.run.runner import RunPlan, run_task
     from turbovlm_workbench.tasks.registry import build_task
     from turbovlm_workbench.tasks.request import Request
@@ -93,6 +93,8 @@ def eval_command(
     merge = _setting(r, method, alpha, config)
     request = Request(model, data, images, answers, split, weights, beams, top, limit)
     processes = join_processes(pick_device(device))
+    if against is not None:
+        read_scores(against / SCORES)  # whether it is there at all, before the model is loaded
     asked = {"beams": beams, "top": top, "dtype": dtype}
     number_format = pick_dtype(dtype, processes.device)
     plan = RunPlan(out, processes, batch, number_format, workers, asked, against)

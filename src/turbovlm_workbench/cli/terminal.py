@@ -40,9 +40,8 @@ def show_all(*parts: RenderableType, file: TextIO | None = None) -> None:
         parts: texts, or what rich can show.
         file: None for stdout.
     """
-    quiet = {"markup": False, "emoji": False, "highlight": False}
     width = max(WIDTH, Console(file=file).width)
-    console = _Stdout(width=width, file=file, **quiet)
+    console = _Stdout(width=width, file=file, markup=False, emoji=False, highlight=False)
     for part in parts:
         if part is not parts[0]:
             console.print()

@@ -18,6 +18,7 @@ from turbovlm_workbench.checkpoint import cause
 from turbovlm_workbench.load.lab import lab_painter
 from turbovlm_workbench.load.loaded import LoadedModel
 from turbovlm_workbench.load.prepare import Prepare
+from turbovlm_workbench.load.random_state import keeps_random_state
 
 PAINTER = "lab:painter"
 INDEX = "model_index.json"
@@ -49,6 +50,7 @@ def check_pipeline(name: str) -> None:
         raise ModelError(f"{name} draws nothing: {PAINTER} does")
 
 
+@keeps_random_state
 def load_pipeline(
     name: str,
     dtype: torch.dtype = torch.float32,

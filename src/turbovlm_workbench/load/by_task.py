@@ -12,6 +12,7 @@ from turbovlm_workbench.load.image_text import ImageTextModel
 from turbovlm_workbench.load.lab import lab_head
 from turbovlm_workbench.load.open_clip import open_clip_parts
 from turbovlm_workbench.load.prepare import processor_prepare
+from turbovlm_workbench.load.random_state import keeps_random_state
 from turbovlm_workbench.load.statements import StatementModel
 from turbovlm_workbench.load.transformers import pretrained, pretrained_model, pretrained_processor
 from turbovlm_workbench.paper import register_paper_models
@@ -39,6 +40,7 @@ STATEMENT_MODELS: Mapping[str, type[StatementModel]] = {"BlipForNlvr": Statement
 LAB, OPEN_CLIP = "lab:", "open_clip:"
 
 
+@keeps_random_state
 def load_matching(name: str, weights: str | Path | None = None) -> matching.MatchingModel:
     """A model for image-text retrieval, in evaluation mode, float32, on the CPU.
 
@@ -62,6 +64,7 @@ def load_matching(name: str, weights: str | Path | None = None) -> matching.Matc
     return _load(name, MATCHING_MODELS, "image-text retrieval", "lab:retrieval, open_clip:NAME")
 
 
+@keeps_random_state
 def load_answering(name: str) -> answering.AnsweringModel:
     """A model for visual question answering, in evaluation mode, float32, on the CPU.
 
@@ -74,6 +77,7 @@ def load_answering(name: str) -> answering.AnsweringModel:
     return _load(name, ANSWERING_MODELS, "visual question answering", "lab:vqa")
 
 
+@keeps_random_state
 def load_statements(name: str) -> StatementModel:
     """A model for NLVR2, in evaluation mode, float32, on the CPU.
 

@@ -8,12 +8,14 @@ from turbovlm.errors import ConfigError
 from turbovlm_workbench.load.lab import lab_captioner
 from turbovlm_workbench.load.libraries import load_open_clip, load_timm, load_torchvision
 from turbovlm_workbench.load.loaded import Captioner, Classifier, Embedder
+from turbovlm_workbench.load.random_state import keeps_random_state
 from turbovlm_workbench.load.transformers import load_transformers
 
 BEAMS = 3  # the paper's, and BLIP's own, setting for captions
 LIBRARIES = {"timm": load_timm, "torchvision": load_torchvision, "open_clip": load_open_clip}
 
 
+@keeps_random_state
 def load_model(
     name: str, weights: str | Path | None = None, *, beams: int = BEAMS
 ) -> Classifier | Embedder | Captioner:

@@ -21,7 +21,7 @@ STYLES = {
 OTHER_STYLES = (("#cc79a7", "P"), ("#e69f00", "X"), ("#56b4e9", "v"))  # of registered scores
 TEXT = "#010203"  # stands for the page's text colour, see `trade_off`
 # A dollar sign in a name or a prompt is a dollar sign and begins no formula.
-PLAIN = {"text.parse_math": False, "text.usetex": False}
+PLAIN: Any = {"text.parse_math": False, "text.usetex": False}
 WIDTH, HEIGHT = 5.2, 4.0  # inches, of one panel
 
 

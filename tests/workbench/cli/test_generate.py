@@ -176,7 +176,7 @@ def test_eval_against_another_run(place: Path, capsys: pytest.CaptureFixture[str
     [
         (["--ratio", "0.2", "0.5"], "--ratio takes one value here"),
         (["--ratio", "0.9"], "ratio must be in [0, 0.75]"),
-        (["--ratio", "0.2", "--config", "x.json"], "leave --ratio out"),
+        (["--ratio", "0.2", "--config", "x.json"], "leave --ratio and --method out"),
         (["--config", "gone.json"], "cannot read a configuration from gone.json"),
         (["--features", "lab:captioner"], "FID needs --reference"),
         (["--reference", "gone"], "--reference gone is no folder"),

@@ -24,6 +24,6 @@ def _positions(first: int, end: int, step: int, device: torch.device, inference:
     return torch.arange(first, end, step, device=device)
 
 
-def forget() -> None:
+def clear_constants() -> None:
     """Make them anew when they are needed again."""
     _positions.cache_clear()

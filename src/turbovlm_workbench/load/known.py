@@ -28,12 +28,12 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 @contextmanager
 def known_values() -> Iterator[None]:
     """Keep what needs no weight on the CPU while a model on the meta device runs."""
-    constants.forget()
+    constants.clear_constants()
     try:
         with _Literals(), _Mixed():
             yield
     finally:
-        constants.forget()  # those of the meta device have values now, which others do not expect
+        constants.clear_constants()  # those of the meta device have values now, which others do not expect
 
 
 class _Literals(TorchFunctionMode):

@@ -19,7 +19,7 @@ MOST_TILES = 3  # in height and in width: InternVL takes up to 12, which a squar
 
 
 @dataclass(frozen=True)
-class Picture:
+class PictureInput:
     """What ``get_image_features`` is given.
 
     Attributes:
@@ -37,7 +37,7 @@ def is_native(row: LanguageRow, config: Any) -> bool:
     return row.layout in ("grid", "packed", "tiles", "runs") or pixtral
 
 
-def picture(row: LanguageRow, config: Any, size: int | None) -> Picture:
+def picture(row: LanguageRow, config: Any, size: int | None) -> PictureInput:
     """A square picture for the model with this configuration.
 
     Args:
@@ -61,7 +61,9 @@ def picture(row: LanguageRow, config: Any, size: int | None) -> Picture:
         ).image_size_to_num_patches
         tiles = count([size, size], list(map(list, config.image_grid_pinpoints)), side)
         found = _square(side, tiles, (1, tiles), _tiled(size, tiles - 1))
-        return Picture({**found.given, "image_sizes": torch.tensor([[size, size]])}, found.words)
+        return PictureInput(
+            {**found.given, "image_sizes": torch.tensor([[size, size]])}, found.words
+        )
     if row.layout == "tiles":  # as many as cover less than twice the picture
         across = max(n for n in range(1, MOST_TILES + 1) if n == 1 or size**2 > (n * side) ** 2 / 2)
     else:
@@ -72,13 +74,13 @@ def picture(row: LanguageRow, config: Any, size: int | None) -> Picture:
     return _square(side, every, lead, _tiled(size, tiles))
 
 
-def _square(side: int, count: int, lead: tuple[int, ...], words: str) -> Picture:
+def _square(side: int, count: int, lead: tuple[int, ...], words: str) -> PictureInput:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand(count, 3, side, side, generator=generator)
-    return Picture({"pixel_values": pixels.reshape(*lead, 3, side, side)}, words)
+    return PictureInput({"pixel_values": pixels.reshape(*lead, 3, side, side)}, words)
 
 
-def _patches(vision: Any, size: int) -> Picture:
+def _patches(vision: Any, size: int) -> PictureInput:
     """Qwen's kind: patches in rows, as many as fill whole squares of the merger."""
     patch, merge = vision.patch_size, vision.spatial_merge_size
     side = max(1, round(size / (patch * merge))) * merge
@@ -87,15 +89,15 @@ def _patches(vision: Any, size: int) -> Picture:
         "pixel_values": torch.zeros(side * side, width),
         "image_grid_thw": torch.tensor([[1, side, side]]),
     }
-    return Picture(given, f"{side * patch} px")
+    return PictureInput(given, f"{side * patch} px")
 
 
-def _sized(config: Any, size: int) -> Picture:
+def _sized(config: Any, size: int) -> PictureInput:
     """Pixtral's kind: the picture itself and its size."""
     step = config.vision_config.patch_size * getattr(config, "spatial_merge_size", 1)
     side = max(1, round(size / step)) * step
     given = _square(side, 1, (1,), f"{side} px")
-    return Picture({**given.given, "image_sizes": torch.tensor([[side, side]])}, given.words)
+    return PictureInput({**given.given, "image_sizes": torch.tensor([[side, side]])}, given.words)
 
 
 def _side(vision: Any) -> int:

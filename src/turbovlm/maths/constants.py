@@ -23,3 +23,8 @@ def positions(first: int, end: int, step: int, device: torch.device) -> Tensor:
 def _positions(first: int, end: int, step: int, device: torch.device, inference: bool) -> Tensor:
     # tensors made in inference mode cannot be used in training, so that is part of the key
     return torch.arange(first, end, step, device=device)
+
+
+def clear_constants() -> None:
+    """Make them anew when they are needed again."""
+    _positions.cache_clear()

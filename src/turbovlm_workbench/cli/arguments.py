@@ -10,7 +10,7 @@ import typer
 
 from turbovlm.errors import ConfigError
 
-SEVERAL = ("--r", "--ratio", "--method", "--alpha", "--inflection")
+SEVERAL = ("--r", "--ratio", "--speedup", "--method", "--alpha", "--inflection")
 MODEL_HELP = (
     "timm:NAME, torchvision:NAME, open_clip:NAME, a local folder with a config.json, or a hub id "
     "of transformers."
@@ -103,6 +103,33 @@ def numbers(text: str, flag: str) -> list[float]:
         except ValueError:
             raise ConfigError(f"{flag} takes numbers, not {part!r}: {flag} 0.5 1 2") from None
     return found
+
+
+def one_number(text: str, flag: str) -> float:
+    """``"1.4"`` to a number, where a command takes no more than one.
+
+    Raises:
+        ConfigError: for several, or a part that is no number.
+    """
+    found = numbers(text, flag)
+    if len(found) > 1:
+        raise ConfigError(f"{flag} takes one value here, got {text}: bench and flops take several")
+    return found[0]
+
+
+def read_keep(text: str) -> float | int:
+    """``"0.25"`` to a share, ``"64"`` to a number of tokens an image.
+
+    Raises:
+        ConfigError: for anything else; the range is checked by `turbovlm.VisualTokens`.
+    """
+    try:
+        return int(text) if text.strip().isdigit() else float(text)
+    except ValueError:
+        raise ConfigError(
+            f"--keep takes a share such as 0.25, or a number of tokens an image such as 64, not "
+            f"{text!r}"
+        ) from None
 
 
 def read_share(text: str, flag: str) -> float:

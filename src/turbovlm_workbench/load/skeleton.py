@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from turbovlm.errors import ConfigError, ModelError, require
+from turbovlm.hosts.language import ROWS
 from turbovlm.measure.flops import flops
 from turbovlm_workbench.checkpoint import cause
+from turbovlm_workbench.load.picture import is_native
 from turbovlm_workbench.paper import register_paper_models
 
 TEXT_TOKENS = 32
@@ -41,12 +43,14 @@ class Skeleton:
             ``(1, 3, size, size)``, and text ``(1, T)`` where the model needs it; empty where
             no such inputs are known.
         what: what that forward runs, in words.
+        whole: the whole model, where ``model`` is its tower.
     """
 
     name: str
     model: nn.Module
     inputs: Mapping[str, Tensor]
     what: str
+    whole: nn.Module | None = None
 
 
 def skeleton(
@@ -160,10 +164,11 @@ def _transformers(name: str, size: int | None) -> Skeleton:
     except Exception as error:  # OSError, ValueError, and whatever a broken file leads to
         raise ModelError(f"no configuration of {name!r} ({cause(error)}): give {NAMES}") from error
     vision = getattr(config, "vision_config", config)
-    if size is not None:
+    kind = _kind(transformers, config)
+    if size is not None and not _takes_any_size(kind, config):
         vision.image_size = size
     with _building(name):
-        model = _kind(transformers, config)(config).eval()
+        model = kind(config).eval()
     if "pixel_values" not in inspect.signature(model.forward).parameters:
         return Skeleton(name, model, {}, f"{type(model).__name__}, not run: it takes no images")
     image = {"pixel_values": _image(getattr(vision, "image_size", None) or DEFAULT_SIZE)}
@@ -176,7 +181,15 @@ def _transformers(name: str, size: int | None) -> Skeleton:
     alone = _tried(name, tower, image)
     if not alone.inputs or tower is model:
         return replace(alone, model=model)
-    return replace(alone, what=f"{alone.what}, not the whole {type(model).__name__}")
+    what = f"{alone.what}, not the whole {type(model).__name__}"
+    return replace(alone, what=what, whole=model)
+
+
+def _takes_any_size(kind: type[nn.Module], config: Any) -> bool:
+    """Whether pictures are cut in tiles or patches, so that their size is not the model's."""
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    row = next((row for row in ROWS if name in (row.outer, *row.heads)), None)
+    return row is not None and is_native(row, config)
 
 
 def _kind(transformers: Any, config: Any) -> Any:

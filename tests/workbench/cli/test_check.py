@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.language.zoo import LLAVA
 from tests.workbench.cli.test_commands import turbovlm_runs
 from turbovlm_workbench.paper.minigptv2 import MiniGPTv2Config
 
@@ -28,9 +29,46 @@ def test_a_supported_model(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = turbovlm_runs(capsys, "check", "timm:vit_tiny_patch16_224", "--json")
+    code, out, _ = turbovlm_runs(capsys, "check", "timm:vit_tiny_patch16_224", "--r", 8, "--json")
     found = json.loads(out)
     assert (code, found["fits"], found["towers"][0]["tokens"][:2]) == (0, True, [189, 181])
+    assert found["towers"][0]["resolved"]["config"] == {"kind": "merge", "speedup": 1.4}
+    assert found["language"] is None
+
+
+def test_a_speedup_is_resolved(capsys: pytest.CaptureFixture[str]) -> None:
+    model = "timm:vit_tiny_patch16_224"
+    code, out, _ = turbovlm_runs(capsys, "check", model, "--speedup", 1.8, "--json")
+    assert code == 0
+    found = json.loads(out)
+    tower = found["towers"][0]
+    before, after = found["gflops"]
+    assert before / after == pytest.approx(1.8, abs=0.06)  # matching and the stem count too
+    assert tower["tokens"][:3] == [197] * 3  # the first quarter merges nothing
+    assert tower["resolved"]["tokens"] == tower["tokens"]
+    assert len(set(tower["resolved"]["tokens_gpu"])) == 4  # three merges
+    default = turbovlm_runs(capsys, "check", model)[1]
+    assert "supported: Merge(speedup=1.4)" in default
+    assert "Merge(speedup=1.4) on a GPU, where fewer blocks merge: 197 197" in default
+    other = turbovlm_runs(capsys, "check", model, "--r", 8)[1]
+    assert "recommended, Merge(speedup=1.4): 197 197" in other
+
+
+def test_a_vision_language_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = LLAVA.build().config
+    config.architectures = ["LlavaForConditionalGeneration"]
+    config.save_pretrained(tmp_path)
+    code, out, _ = turbovlm_runs(capsys, "check", tmp_path, "--r", 8, "--keep", 9, "--json")
+    assert code == 0
+    rows = json.loads(out)["language"]["rows"]
+    assert [row["visual"] for row in rows] == [36, 36, 9, 9]
+    assert rows[3]["configs"][1] == {"kind": "visual_tokens", "keep": 9}
+    code, out, _ = turbovlm_runs(capsys, "check", tmp_path, "--r", 8, "--keep", 0.5)
+    assert code == 0
+    assert "VisualTokens(keep=0.5)" in out
+    code, _, err = turbovlm_runs(capsys, "check", tmp_path, "--r", 8, "--keep", 37)
+    assert code == 2
+    assert "asks for more tokens than the 36" in err
 
 
 @pytest.mark.parametrize(
@@ -55,6 +93,13 @@ def test_an_unsupported_model_leaves_with_one(
         (["timm:vit_bse_patch16_224"], "did you mean vit_base_patch16_224"),
         (["timm:vit_tiny_patch16_224", "--r", "4", "8"], "--r takes one value here"),
         (["timm:vit_tiny_patch16_224", "--r", "-3"], "r must not be negative"),
+        (["timm:vit_tiny_patch16_224", "--speedup", "0.5"], "speedup must be at least 1"),
+        (["timm:vit_tiny_patch16_224", "--speedup", "1.2", "1.4"], "--speedup takes one value"),
+        (["timm:vit_tiny_patch16_224", "--speedup", "1.4", "--r", "4"], "give one of the two"),
+        (["timm:vit_tiny_patch16_224", "--speedup", "90"], "speedup=90 is out of reach"),
+        (["timm:vit_tiny_patch16_224", "--keep", "some"], "--keep takes a share such as 0.25"),
+        (["timm:vit_tiny_patch16_224", "--keep", "1.5"], "keep is a share in (0, 1]"),
+        (["timm:vit_tiny_patch16_224", "--keep", "0"], "at least one token an image"),
         (["timm:vit_tiny_patch16_224", "--size", "0"], "at least 1 pixel"),
     ],
 )

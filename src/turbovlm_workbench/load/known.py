@@ -33,7 +33,8 @@ def known_values() -> Iterator[None]:
         with _Literals(), _Mixed():
             yield
     finally:
-        constants.clear_constants()  # those of the meta device have values now, which others do not expect
+        # those of the meta device have values now, which others do not expect
+        constants.clear_constants()
 
 
 class _Literals(TorchFunctionMode):

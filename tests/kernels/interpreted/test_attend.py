@@ -9,7 +9,7 @@ from torch import Tensor
 from turbovlm.kernels import plain
 from turbovlm.kernels.triton.attend import SHORT, TILES
 from turbovlm.kernels.triton.attend import launch_attend as attend
-from turbovlm.kernels.triton.tile import split_width
+from turbovlm.kernels.triton.tile import power, split_width
 
 WIDTHS = (16, 24, 32, 40, 64, 72, 80, 88, 96, 128, 256)
 HALVES = {torch.bfloat16: 1e-2, torch.float16: 2e-3}

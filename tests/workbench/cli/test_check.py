@@ -55,7 +55,7 @@ def test_a_speedup_is_resolved(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_vision_language_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = LLAVA.build().config
+    config: Any = LLAVA.build().config
     config.architectures = ["LlavaForConditionalGeneration"]
     config.save_pretrained(tmp_path)
     code, out, _ = turbovlm_runs(capsys, "check", tmp_path, "--r", 8, "--keep", 9, "--json")

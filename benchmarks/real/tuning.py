@@ -31,7 +31,7 @@ from turbovlm_workbench.data.images import ImageFolder
 from turbovlm_workbench.report.tune import tune_lines, tune_table
 from turbovlm_workbench.tasks.image import batches
 from turbovlm_workbench.tasks.registry import load_task
-from turbovlm_workbench.tune.tune import Promise, Tuned, tune
+from turbovlm_workbench.tune.tune import Tuned, tune
 
 FLICKR = 300
 
@@ -106,7 +106,7 @@ def main() -> None:
     task = load_task("timm:vit_tiny_patch16_224", weights)
     labelled = task.with_labels(mine.labels if args.labels else None)
     timer = partial(compare, rounds=args.rounds, clock=args.clock)
-    found = tune(labelled, mine, Promise(args.max_loss), BenchPlan(args.batch), timer=timer)
+    found = tune(labelled, mine, args.max_loss, BenchPlan(args.batch), timer=timer)
     console = Console(width=160)
     console.print(tune_table(found))
     console.print("\n".join(tune_lines(found, Path("turbo.json"))), highlight=False)

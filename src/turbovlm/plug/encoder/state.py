@@ -136,7 +136,8 @@ class EncoderPatch(Patch[Merge, EncoderCall, Snapshot]):
         if found is None:
             wanted = self.config.speedup
             amounts = schedule_for(wanted, start, self.prefix, self.depth, self.cost)
-            found = Schedule(amounts, min_tokens=self.config.min_tokens)
+            floor, collapse = self.config.min_tokens, self.config.collapse
+            found = Schedule(amounts, min_tokens=floor, collapse=collapse)
             self._schedules[start] = found
         return found
 

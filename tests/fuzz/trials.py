@@ -22,7 +22,7 @@ from turbovlm import Merge
 from turbovlm.errors import TurboError
 from turbovlm.maths.schedule import lengths
 
-CLOSE = {"atol": 2e-5, "rtol": 1e-4}
+CLOSE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-4}
 
 
 class Wrong(AssertionError):

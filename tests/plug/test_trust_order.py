@@ -62,7 +62,12 @@ def wrapped(model: Any) -> Callable[[], None]:
 
 def hooked(model: Any) -> Callable[[], None]:
     handles = [b.register_forward_pre_hook(lambda _, args: args) for b in model.layers]
-    return lambda: [h.remove() for h in handles] and None
+
+    def off() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return off
 
 
 def offloaded(model: Any) -> Callable[[], None]:

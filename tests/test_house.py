@@ -36,7 +36,7 @@ LIBRARY_FLOORS = [
 ]
 ROOMS = {"plug.encoder", "plug.denoiser", "plug.language"}
 WORKBENCH_FLOORS = [
-    {"checkpoint", "extensions"},
+    {"checkpoint", "draws", "extensions"},
     {"data", "metrics"},
     {"paper"},
     {"load"},
@@ -50,7 +50,7 @@ WORKBENCH_FLOORS = [
     {"cli"},
 ]
 LAB_FLOORS = [
-    {"scenes", "grammar"},
+    {"scenes", "grammar", "options"},
     {"kinds"},
     {"questions", "pairs"},
     {"captioner"},

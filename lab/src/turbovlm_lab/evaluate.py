@@ -52,7 +52,7 @@ def baselines(name: str, number: int) -> dict[int, Accuracy]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of ``python -m turbovlm_lab.evaluate``."""
     parser = argparse.ArgumentParser(prog="python -m turbovlm_lab.evaluate", description=__doc__)
-    parser.add_argument("--scenes", type=options.count, default=1000, help="how many")
+    parser.add_argument("--scenes", type=options.positive_count, default=1000, help="how many")
     parser.add_argument("--split", default="test", choices=("test", "validation", "train"))
     parser.add_argument("--weights", type=Path, default=captioner.WEIGHTS, help="folder")
     given = parser.parse_args(arguments)

@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of ``python -m turbovlm_lab.export``."""
     parser = argparse.ArgumentParser(prog="python -m turbovlm_lab.export", description=__doc__)
     parser.add_argument("folder", type=Path, help="new, or empty")
-    parser.add_argument("--scenes", type=options.count, default=500, help="how many")
+    parser.add_argument("--scenes", type=options.positive_count, default=500, help="how many")
     parser.add_argument("--split", default="test", choices=("test", "validation", "train"))
     given = parser.parse_args(arguments)
     try:

@@ -18,7 +18,7 @@ def positive(text: str) -> float:
     return number
 
 
-def count(text: str) -> int:
+def positive_count(text: str) -> int:
     """A whole number from 1."""
     number = _number(text)
     if number < 1 or number != int(number):

@@ -216,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     default = CaptionerTraining()
     parser = argparse.ArgumentParser(prog="python -m turbovlm_lab.train", description=__doc__)
     parser.add_argument(
-        "--steps", type=options.count, default=default.steps, help="of 32 scenes each"
+        "--steps", type=options.positive_count, default=default.steps, help="of 32 scenes each"
     )
     parser.add_argument(
         "--minutes", type=options.positive, default=default.minutes, help="stop after these"
@@ -224,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=options.seed, default=default.seed, help="0 to 99")
     parser.add_argument("--out", type=Path, default=default.out, help="folder for the weights")
     parser.add_argument(
-        "--processes", type=options.count, default=default.processes, help="one core each"
+        "--processes", type=options.positive_count, default=default.processes, help="one core each"
     )
     given = parser.parse_args(arguments)
     torch.manual_seed(given.seed)

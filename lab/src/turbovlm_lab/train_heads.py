@@ -146,7 +146,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--minutes", type=options.positive, default=HeadTraining.minutes, help="of training"
     )
     parser.add_argument(
-        "--scenes", type=options.count, default=HeadTraining.scenes, help="65 kB of memory each"
+        "--scenes",
+        type=options.positive_count,
+        default=HeadTraining.scenes,
+        help="65 kB of memory each",
     )
     parser.add_argument(
         "--rate", type=options.positive, default=HeadTraining.rate, help="highest learning rate"

@@ -235,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=default.out, help="folder for the weights")
     parser.add_argument("--start", type=Path, help="go on from these weights, anew")
     parser.add_argument(
-        "--processes", type=options.count, default=default.processes, help="one core each"
+        "--processes", type=options.positive_count, default=default.processes, help="one core each"
     )
     plan = PainterTraining(**vars(parser.parse_args(arguments)))
     torch.manual_seed(plan.seed)

@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run ``turbovlm`` and leave with its exit code.
 
     0: done; 1: the answer is no (`check`, `flops --paper`, `tune`); 2: a mistake; 70: an
-    unexpected error, with its traceback; 130: an interrupt; 141: nobody reads stdout any more.
+    unexpected error, with its traceback; 130: an interrupt; 141: stdout was closed.
     """
     for package in PACKAGES:
         if find_spec(package) is None:

@@ -98,7 +98,7 @@ def top(
 def run_command(argv: Sequence[str]) -> int:
     """Run one command line; the exit code is returned and errors are one line on stderr.
 
-    An error that nobody foresaw shows its traceback and has a code of its own.
+    An unexpected error shows its traceback and has a code of its own.
     """
     tolerant_streams()
     for name, value in ENVIRONMENT.items():
@@ -139,7 +139,7 @@ def _fail(message: str) -> int:
 
 
 def _no_reader() -> int:
-    """Nobody reads stdout any more (``turbovlm bench ... | head``): leave without a word."""
+    """Stdout was closed (``turbovlm bench ... | head``): leave without a word."""
     with suppress(OSError, ValueError):
         # Python would try to write the rest when it ends, and complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -30,16 +30,30 @@ def swag_vit(name: str, size: int) -> nn.Module:
     return require("torchvision.models", "timm").get_model(name, image_size=size)
 
 
+class _Attended(nn.Module):
+    """A vision encoder whose tokens a decoder attends over, however many they are."""
+
+    turbovlm_reads = "tokens"
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pixels: Tensor) -> Any:
+        """What the encoder returns."""
+        return self.encoder(pixels)
+
+
 def blip_vision(size: int) -> nn.Module:
     """BLIP's ViT-B/16."""
     transformers = require("transformers", "hf")
-    return transformers.BlipVisionModel(transformers.BlipVisionConfig(image_size=size))
+    return _Attended(transformers.BlipVisionModel(transformers.BlipVisionConfig(image_size=size)))
 
 
 def eva_vision(size: int) -> nn.Module:
     """BLIP-2's EVA-ViT-g/14: 39 blocks, width 1408, MLP 6144, heads of 88."""
     transformers = require("transformers", "hf")
-    return transformers.Blip2VisionModel(transformers.Blip2VisionConfig(image_size=size))
+    return _Attended(transformers.Blip2VisionModel(transformers.Blip2VisionConfig(image_size=size)))
 
 
 def blip_nlvr() -> nn.Module:

@@ -88,6 +88,7 @@ def _shadow(block: nn.Module, children: dict[str, Any]) -> nn.Module:
     shadow = object.__new__(cls)
     state = shadow.__dict__
     state.update(block.__dict__)
+    state["gradient_checkpointing"] = False  # the block itself is what transformers runs again
     if children:
         state["_modules"] = {**block._modules, **children}
     return shadow

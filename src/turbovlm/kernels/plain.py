@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from turbovlm.maths.match import nearest, unit_rows
+from turbovlm.maths.match import Padding, nearest, unit_rows, with_padding
 from turbovlm.maths.merge import merge, size_bias
 from turbovlm.maths.plan import Plan, complete
 from turbovlm.maths.score import Context, semantic_value, turbo
@@ -63,13 +63,10 @@ def torch_plan(
     source = sets.source_positions(order)
     destination = sets.destination_positions(partner.long().gather(1, order))
     if padding is not None:
-        index = torch.arange(r, device=source.device)
-        own = index < padding[1]
-        # size 0: padding takes part in the mean of no group, so any destination will do
-        source = torch.where(own, source, tokens - 1 - (index - padding[1]))
-        destination = torch.where(own, destination, 0)
+        first = sets.destination_positions(order.new_zeros(()))
+        source, destination = with_padding(source, destination, Padding(*padding), tokens, first)
     made, _ = complete(source, destination, tokens)
-    return source, destination, made.keep.contiguous(), made.slot.clamp_min(0)
+    return source, destination, made.keep.contiguous(), made.slot
 
 
 def torch_merge(

@@ -166,7 +166,7 @@ def match(
     destination = sets.destination_positions(goals.gather(1, chosen))
     if padding is not None:
         first = sets.destination_positions(chosen.new_zeros(()))
-        source, destination = _with_padding(source, destination, padding, tokens, first)
+        source, destination = with_padding(source, destination, padding, tokens, first)
     order = None
     if rule.released_order and isinstance(sets, EvenOdd):
         order = sets.released_order(unit.device)
@@ -193,13 +193,20 @@ def _random_pairs(
     return index.expand_as(partner)
 
 
-def _with_padding(
+def with_padding(
     source: Tensor, destination: Tensor, padding: Padding, tokens: int, first: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Keep the first ``padding.removed`` pairs of each sample; padding goes for the others.
 
-    Padding has size 0, so that it changes no mean, but what it goes into must survive: the
-    ``first`` destination does where real tokens are merged, and everything real where none is.
+    Padding has size 0, so that it changes no mean, but what it goes into must survive: the first
+    destination does where real tokens are merged, and everything real where none is.
+
+    Args:
+        source: ``(B, r)`` positions merged away.
+        destination: ``(B, r)`` positions they are merged into.
+        padding: of the batch.
+        tokens: N.
+        first: position of the first destination, ``()``.
     """
     index = torch.arange(source.shape[1], device=source.device)
     own = index < padding.removed

@@ -111,12 +111,15 @@ def plan_kernel(
     tl.store(DESTINATION + nth, (first_destination + 2 * partner).to(tl.int64), mask=chosen)
     tl.store(SLOT + nth, tl.gather(slot, partner, 0).to(tl.int64), mask=chosen)
     if PADDED:
-        # size 0: it takes part in the mean of no group, so any destination will do
+        # see `with_padding`: into the first destination, or into 0 where no real token goes
         spare = i < r - removed
         nth = b * r + removed + i
+        goal = tl.where(removed > 0, first_destination, 0) + i * 0
+        first_slot = tl.sum(tl.where(i == 0, slot, 0), 0)
+        goal_slot = tl.where(removed > 0, first_slot, 0) + i * 0
         tl.store(SOURCE + nth, (N - 1 - i).to(tl.int64), mask=spare)
-        tl.store(DESTINATION + nth, tl.zeros([LANES], tl.int64), mask=spare)
-        tl.store(SLOT + nth, tl.zeros([LANES], tl.int64), mask=spare)
+        tl.store(DESTINATION + nth, goal.to(tl.int64), mask=spare)
+        tl.store(SLOT + nth, goal_slot.to(tl.int64), mask=spare)
 
 
 def launch_plan(

@@ -84,11 +84,16 @@ def muted_branches(row: Row, block: nn.Module, extras: int | None) -> tuple[Mute
     Args:
         row: names their children.
         block: one block of the kind.
-        extras: what the attention module returns beside its tensor, see `Zero`.
+        extras: what the attention module returns beside its tensor, see `Zero`. A second one of
+            its class (cross-attention) returns the same.
     """
-    attention = {n: _stand_in(block, n, row.post_norm) for n in row.attention}
-    if extras is not None:
-        attention[row.attention[0]] = (Unchanged if row.post_norm else Zero)(extras)
+    kind = type(getattr(block, row.attention[0]))
+    attention = {
+        n: (Unchanged if row.post_norm else Zero)(extras)
+        if type(getattr(block, n, None)) is kind
+        else _stand_in(block, n, row.post_norm)
+        for n in row.attention
+    }
     mlp = {n: _stand_in(block, n, row.post_norm or row.mlp_adds) for n in row.mlp}
     return Muted(attention), Muted(mlp)
 

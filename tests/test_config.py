@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from turbovlm import Merge, MergeRestore
-from turbovlm.config import Paper
+from turbovlm.config import Paper, RestorePreset
 from turbovlm.errors import ConfigError, TurboError
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -89,7 +89,7 @@ def test_a_setting_of_an_earlier_version_says_what_replaced_it(name: str) -> Non
 BAD_RESTORE: list[tuple[dict[str, Any], str]] = [
     ({"ratio": -0.1}, r"ratio must be in \[0, 0.75\], got -0.1"),
     ({"ratio": 1.2}, r"ratio must be in \[0, 0.75\], got 1.2: .* a larger cell"),
-    ({"ratio": 0.6, "destinations": "bipartite"}, r"ratio must be in \[0, 0.5\].*grid"),
+    ({"ratio": 0.6, "preset": {"destinations": "bipartite"}}, r"ratio must be in \[0, 0.5\]"),
     ({"ratio": (0.3, 0.9)}, r"ratio must be in \[0, 0.75\], got 0.9"),
     ({"ratio": ()}, "ratio needs at least one value"),
     ({"ratio": "0.3"}, "ratio must be a number"),
@@ -104,8 +104,11 @@ BAD_RESTORE: list[tuple[dict[str, Any], str]] = [
     ({"ratio": 0.3, "alpha": -1}, "alpha must not be negative"),
     ({"ratio": 0.3, "min_tokens": 2.5}, "min_tokens must be an integer"),
     ({"ratio": 0.3, "method": "tomesd"}, "method must be one of turbo"),
-    ({"ratio": 0.3, "plan": "step"}, "plan must be one of block, module"),
-    ({"ratio": 0.3, "restore": "blur"}, "restore must be one of linear, copy, weighted"),
+    ({"ratio": 0.3, "preset": {"plan": "step"}}, "plan must be one of block, module"),
+    (
+        {"ratio": 0.3, "preset": {"restore": "blur"}},
+        "restore must be one of linear, copy, weighted",
+    ),
 ]
 
 
@@ -120,7 +123,8 @@ def test_bad_values_of_generation_are_named(fields: dict[str, Any], words: str) 
     [
         MergeRestore(ratio=0.3),
         MergeRestore(ratio=(0.5, 0.3, 0.0), cell=(4, 2), seed=None, cross_attention=0.0),
-        MergeRestore(ratio=0.9, cell=(4, 4), metric="token", plan="module", restore="weighted"),
+        MergeRestore(ratio=0.9, cell=(4, 4), preset=RestorePreset(metric="token", restore="copy")),
+        MergeRestore.paper(ratio=0.5, method="redundancy"),
         Merge(r=16),
         Merge(r=(1, 2, 3), method="random", seed=3),
         Merge(ratio=0.25, alpha=2.5),
@@ -136,9 +140,9 @@ def test_round_trip(config: Merge | MergeRestore, tmp_path: Path) -> None:
     config.save(tmp_path / "merge.json")
     assert kind.load(tmp_path / "merge.json") == config
     assert hash(config) == hash(kind.load(tmp_path / "merge.json"))
-    name = f"{kind.__name__}.paper" if getattr(config, "preset", None) else kind.__name__
     assert eval(repr(config)) == config
-    assert repr(config).startswith(f"{name}(")
+    paper = isinstance(config.preset, Paper) or config.preset == MergeRestore.paper(0.3).preset
+    assert repr(config).startswith(f"{kind.__name__}.paper(" if paper else f"{kind.__name__}(")
     other = Merge if kind is MergeRestore else MergeRestore
     with pytest.raises(ConfigError, match=f"is not {other.__name__}"):
         other.load(tmp_path / "merge.json")

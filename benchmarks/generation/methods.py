@@ -71,7 +71,9 @@ def candidates(
     found: list[Candidate] = []
     for fields in settings:
         for method in methods:
-            label = " ".join([method, *(f"{name}={value}" for name, value in fields.items())])
+            told = {**fields, **fields.get("preset", {})}
+            told.pop("preset", None)
+            label = " ".join([method, *(f"{name}={value}" for name, value in told.items())])
             known = {**shared, **fields, "method": "redundancy" if method == TOMESD else method}
             for ratio in ratios:
                 config = MergeRestore.from_dict({**known, "ratio": ratio})
@@ -88,7 +90,7 @@ def add_setting(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[{}],
         metavar="JSON",
-        help='further fields of MergeRestore, e.g. \'{"restore": "copy"}\'; {} are the defaults',
+        help="further fields of MergeRestore, e.g. '{\"seed\": null}'; {} are the defaults",
     )
 
 

@@ -164,7 +164,7 @@ def test_one_forward_measures_the_guided_prediction(
     words = "--scenes 3 --time 900 300 --split test --method turbo tomesd --ratio 0.5 --batch 2"
     args = forward.parse(words.split())
     pipe = painter.load_painter()
-    found = methods.candidates(args.method, args.ratio, [{}, {"restore": "copy"}])
+    found = methods.candidates(args.method, args.ratio, [{}, {"preset": {"restore": "copy"}}])
     values = forward.errors(pipe, found, args)
     assert values.shape == (3, 3, 2)  # tomesd has no other way of restoring
     assert (values > 0).all()
@@ -182,7 +182,7 @@ def test_one_forward_measures_the_guided_prediction(
     expected = (merged - plain).square().mean() / plain.square().mean()
     assert values[0, 1, 1] == pytest.approx(float(expected), rel=1e-6)
     assert forward.ratio(np.full(5, 3.0), np.full(5, 2.0)) == pytest.approx((1.5, 1.5, 1.5))
-    forward.main([*words.split(), "--setting", "{}", '{"restore": "copy"}'])
+    forward.main([*words.split(), "--setting", "{}", '{"preset": {"restore": "copy"}}'])
     told_lines = capsys.readouterr().out
     alone = forward.parse([*words.split(), "--guidance", "1"])
     half = list(forward.sights(pipe, alone))[1]  # without guidance: what was prompted, by itself

@@ -111,7 +111,11 @@ def test_what_tomesd_is_told(methods: ModuleType) -> None:
 
 
 def test_tomesd_is_left_out_where_it_does_not_know_the_setting(methods: ModuleType) -> None:
-    settings = [{"restore": "weighted"}, {"self_attention": 0.1}, {"self_attention": 0.3}]
+    settings = [
+        {"preset": {"restore": "weighted"}},
+        {"self_attention": 0.1},
+        {"self_attention": 0.3},
+    ]
     found = methods.candidates(["turbo", "tomesd"], [0.3], settings)
     assert [c.label for c in found] == [
         "turbo restore=weighted",

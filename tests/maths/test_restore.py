@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def sets(grid: tuple[int, int], config: MergeRestore, seed: Tensor | None) -> Sets:
-    if config.destinations == "bipartite":
+    if config.preset.destinations == "bipartite":
         return EvenOdd(grid[0] * grid[1])
     return grid_sets(grid, config.cell, seed, CPU)
 
@@ -38,7 +40,12 @@ def fold_of(
 ) -> Fold:
     r = int(metric.shape[1] * float(config.ratio))  # type: ignore[arg-type]
     return fold_tokens(
-        unit_rows(metric), value, r, sets(grid, config, None), config.rule, restore=config.restore
+        unit_rows(metric),
+        value,
+        r,
+        sets(grid, config, None),
+        config.rule,
+        restore=config.preset.restore,
     )
 
 
@@ -50,7 +57,7 @@ def test_the_corners_of_a_grid() -> None:
     source, destination = positions(parts)
     assert destination == [0, 2]
     assert sorted(source) == [1, 3, 4, 5, 6, 7, 8, 9, 10, 11]
-    split = sets((2, 3), MergeRestore(ratio=0.3, destinations="bipartite"), None)
+    split = sets((2, 3), MergeRestore.paper(ratio=0.3), None)
     assert positions(split) == ([0, 2, 4], [1, 3, 5])
 
 
@@ -125,15 +132,16 @@ def test_equal_to_the_oracle(method: str, destinations: str, restore: str) -> No
     metric = torch.randn(2, 42, 5, generator=generator, dtype=torch.float64)
     value = torch.rand(2, 42, generator=generator).softmax(-1)
     x = torch.randn(2, 42, 3, generator=generator, dtype=torch.float64)
-    options = {"ratio": 0.4, "method": method, "destinations": destinations, "restore": restore}
+    options = {"ratio": 0.4, "method": method}
+    ways: dict[str, Any] = {"destinations": destinations, "restore": restore}
     weight = {"alpha": 3.0} if method == "turbo" else {}
-    config = MergeRestore.from_dict({**options, "seed": None, **weight})
+    config = MergeRestore.from_dict({**options, "preset": ways, "seed": None, **weight})
     fold = fold_of(metric, value, (6, 7), config)
     merged = fold.merge(x)
     back = fold.restore(merged)
     for sample in range(2):
         slow = literal.groups(
-            metric[sample], value[sample], (6, 7), literal.Setting(alpha=3.0, **options)
+            metric[sample], value[sample], (6, 7), literal.Setting(alpha=3.0, **options, **ways)
         )
         torch.testing.assert_close(merged[sample], slow.merge(x[sample]))
         restored = slow.restore(slow.merge(x[sample]))
@@ -160,13 +168,13 @@ def test_mass_is_conserved_and_survivors_come_back_as_they_left(
     generator = torch.Generator().manual_seed(seed)
     tokens = height * width
     config = MergeRestore.from_dict({"ratio": ratio, "method": method})
-    assert config.restore == "linear"
+    assert config.preset.restore == "linear"
     parts = sets((height, width), config, torch.tensor(seed))
     r = min(int(tokens * ratio), parts.source_count)
     metric = torch.randn(2, tokens, 4, generator=generator)
     value = torch.rand(2, tokens, generator=generator)
     fold = fold_tokens(
-        unit_rows(metric), value, r, parts, config.rule, block=1, restore=config.restore
+        unit_rows(metric), value, r, parts, config.rule, block=1, restore=config.preset.restore
     )
     x = torch.randn(2, tokens, 3, generator=generator, dtype=torch.float64)
     merged = fold.merge(x)
@@ -239,7 +247,9 @@ def test_a_sketch_keeps_who_is_near_whom() -> None:
 def test_tiles_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     metric = torch.randn(1, 64, 6, generator=torch.Generator().manual_seed(0))
     for restore in ("copy", "weighted"):
-        config = MergeRestore.from_dict({"ratio": 0.5, "method": "redundancy", "restore": restore})
+        config = MergeRestore.from_dict(
+            {"ratio": 0.5, "method": "redundancy", "preset": {"restore": restore}}
+        )
         whole = fold_of(metric, None, (8, 8), config)
         monkeypatch.setattr("turbovlm.maths.match.TILE_SOURCES", 8)
         monkeypatch.setattr("turbovlm.maths.match.TILE_ROWS", 5)

@@ -1,4 +1,4 @@
-"""What only reproduces the paper: options of its released code and supplementary."""
+"""What only reproduces the paper and its peers: presets of `Merge` and `MergeRestore`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from turbovlm.errors import ConfigError
 _CHOICES: dict[str, tuple[str, ...]] = {
     "fusion": ("S1", "S2", "S3", "S4"),
     "metric": ("key", "query"),
+}
+_RESTORE_CHOICES: dict[str, tuple[str, ...]] = {
+    "destinations": ("grid", "bipartite"),
+    "metric": ("sketch", "token", "key"),
+    "plan": ("block", "module"),
+    "restore": ("linear", "copy", "weighted"),
 }
 
 
@@ -47,3 +53,40 @@ class Paper(Setting):
             raise ConfigError(f"beta must be positive, got {self.beta}: 1 makes S4 equal to S1")
         if self.fusion != "S4" and (self.beta, self.gamma) != (1.0, 1):
             raise ConfigError(f"beta and gamma belong to S4, not to {self.fusion}: leave them out")
+
+
+@dataclass(frozen=True, repr=False)
+class RestorePreset(Setting):
+    """What a denoiser's merging is made of, where it is to differ from `MergeRestore`'s way.
+
+    To compare with the paper (`MergeRestore.paper`) and other methods, one part at a time; the
+    defaults are those of `MergeRestore`.
+
+    Args:
+        destinations: ``"grid"`` has one in every cell; ``"bipartite"`` is the paper's plain
+            split into even and odd positions.
+        metric: similarity is that of the tokens that enter the block: of a ``"sketch"`` of them on
+            64 fixed random directions, or of the whole ``"token"``; or that of the ``"key"``
+            vectors of the self-attention, averaged over heads.
+        plan: ``"block"`` matches once and uses it in all modules of a block; under guidance the
+            semantic value is then what the prompt has changed in each token. ``"module"`` is the
+            paper's way: the mean query of the image guides, and cross-attention has a plan of
+            its own, guided by the mean key of the prompt.
+        restore: a merged token gets back the ``"copy"`` of its destination, or the
+            ``"weighted"`` mean of the two most similar destinations (Eq. 14); ``"linear"`` adds
+            to the copy, after feed-forward, what a linear map fitted to the survivors makes of the
+            difference: see `turbovlm.maths.fold.Slope`.
+
+    Raises:
+        ConfigError: for any other word.
+    """
+
+    kind: ClassVar[str] = "restore_preset"
+
+    destinations: Literal["grid", "bipartite"] = "grid"
+    metric: Literal["sketch", "token", "key"] = "sketch"
+    plan: Literal["block", "module"] = "block"
+    restore: Literal["linear", "copy", "weighted"] = "linear"
+
+    def __post_init__(self) -> None:
+        check_choices(self, _RESTORE_CHOICES)

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from turbovlm.config.base import (
     Setting,
     as_alpha,
     as_count,
     as_number,
-    check_choices,
     check_flag,
     check_method,
 )
+from turbovlm.config.paper import RestorePreset
 from turbovlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from turbovlm.maths.match import Rule
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "destinations": ("grid", "bipartite"),
-    "metric": ("sketch", "token", "key"),
-    "plan": ("block", "module"),
-    "restore": ("linear", "copy", "weighted"),
-}
+OURS = RestorePreset()
+PAPER = RestorePreset("bipartite", "key", "module", "weighted")
 MODULES = ("self_attention", "cross_attention", "feed_forward")
+_PRESET = "MergeRestore.paper(ratio=...), or preset=RestorePreset(...)"
 
 
 @dataclass(frozen=True, repr=False)
@@ -36,7 +34,7 @@ class MergeRestore(Setting):
 
     Args:
         ratio: the fraction of the visual tokens that each module is spared, from 0 up to what
-            the destinations leave: 1 - 1 / (cell height x cell width) on a grid, 0.5 in the
+            the destinations leave: 1 - 1 / (cell height x cell width), or 0.5 in the paper's
             bipartite split. A tuple divides the denoising into equal parts, from noise to image,
             with a ratio each: ``(0.5, 0.3, 0.0)`` leaves the last third alone.
         self_attention: the ratio of this kind of module instead; 0 switches it off. In joint
@@ -51,33 +49,24 @@ class MergeRestore(Setting):
             adds yours.
         alpha: weight of the semantic value. None, the default, fits each sample and
             block: see `turbovlm.maths.score.fitted_weight`.
-        destinations: ``"grid"`` has one in every cell; ``"bipartite"`` is the paper's plain
-            split into even and odd positions.
         cell: height and width of a cell of the grid, in tokens.
         seed: which token of a cell is the destination is drawn anew in each block and step from
             this seed, the same in every run; None takes the first token of every cell, always.
-        metric: similarity is that of the tokens that enter the block: of a ``"sketch"`` of them on
-            64 fixed random directions, or of the whole ``"token"``; or that of the ``"key"``
-            vectors of the self-attention, averaged over heads.
-        plan: ``"block"`` matches once and uses it in all modules of a block; under guidance the
-            semantic value is then what the prompt has changed in each token. ``"module"`` is the
-            paper's way: the mean query of the image guides, and cross-attention has a plan of
-            its own, guided by the mean key of the prompt.
-        restore: a merged token gets back the ``"copy"`` of its destination, or the
-            ``"weighted"`` mean of the two most similar destinations; ``"linear"`` adds to the
-            copy, after feed-forward, what a linear map fitted to the survivors makes of the
-            difference: see `turbovlm.maths.fold.Slope`.
         proportional: a merged token counts in self-attention as often as it has members
             (supplementary Eq. 2); False is the way of tomesd.
         guidance: whether the second half of every batch is the first half again with the prompt,
             as classifier-free guidance has it; the halves then share a plan. None, the default,
             asks the pipeline that runs, and takes a denoiser that runs alone for unguided.
+        preset: another way of merging and restoring, to compare with.
 
     Raises:
         ConfigError: for any value out of range, before anything else happens.
     """
 
     kind: ClassVar[str] = "merge_restore"
+    renamed: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("destinations", "metric", "plan", "restore"), _PRESET
+    )
 
     ratio: float | tuple[float, ...]
     self_attention: float | None = None
@@ -86,17 +75,37 @@ class MergeRestore(Setting):
     min_tokens: int = 0
     method: str = "turbo"
     alpha: float | None = None
-    destinations: Literal["grid", "bipartite"] = "grid"
     cell: tuple[int, int] = (2, 2)
     seed: int | None = 0
-    metric: Literal["sketch", "token", "key"] = "sketch"
-    plan: Literal["block", "module"] = "block"
-    restore: Literal["linear", "copy", "weighted"] = "linear"
     proportional: bool = True
     guidance: bool | None = None
+    preset: RestorePreset = OURS
+
+    @classmethod
+    def paper(cls, ratio: float | tuple[float, ...], **fields: object) -> Self:
+        """The paper's way: a plan for each module, even and odd positions, keys, Eq. 14.
+
+        Args:
+            ratio: as in `MergeRestore`.
+            **fields: further ones of `MergeRestore`.
+
+        Raises:
+            ConfigError: for a value out of range.
+        """
+        return cls.from_dict({"ratio": ratio, **fields, "preset": PAPER})
+
+    def __repr__(self) -> str:
+        """As one would write it: `MergeRestore.paper` for the paper's preset."""
+        if self.preset != PAPER:
+            return super().__repr__()
+        given = {n: v for n, v in self._given().items() if n != "preset"}
+        return f"MergeRestore.paper({', '.join(f'{n}={v!r}' for n, v in given.items())})"
 
     def __post_init__(self) -> None:
-        check_choices(self, _CHOICES)
+        if isinstance(self.preset, dict):
+            self._set("preset", RestorePreset.from_dict(self.preset))
+        if not isinstance(self.preset, RestorePreset):
+            raise ConfigError(f"preset must come from {_PRESET}, not {self.preset!r}")
         self._set("alpha", as_alpha(self.alpha))
         check_method(self.method, {} if self.alpha is None else {"alpha": self.alpha})
         self._set("min_tokens", as_count("min_tokens", self.min_tokens))
@@ -129,13 +138,17 @@ class MergeRestore(Setting):
     @property
     def most(self) -> float:
         """The largest ratio that the destinations leave."""
-        return 0.5 if self.destinations == "bipartite" else 1 - 1 / (self.cell[0] * self.cell[1])
+        if self.preset.destinations == "bipartite":
+            return 0.5
+        return 1 - 1 / (self.cell[0] * self.cell[1])
 
     def _check_cell(self) -> None:
         cell = tuple(self.cell) if isinstance(self.cell, list) else self.cell
         if not isinstance(cell, tuple) or len(cell) != 2:
             raise ConfigError(f"cell must be (height, width) in tokens, not {self.cell!r}")
         self._set("cell", tuple(as_count("cell", side) for side in cell))
+        if self.preset.destinations == "bipartite" and self.cell != (2, 2):
+            raise ConfigError("even and odd positions have no cells: leave cell out")
         if self.cell[0] * self.cell[1] < 2:
             raise ConfigError(f"cell must hold at least two tokens, not {self.cell}: use (2, 2)")
 
@@ -144,8 +157,8 @@ class MergeRestore(Setting):
         if not 0 <= ratio <= self.most:
             fix = (
                 "a larger cell leaves more, e.g. cell=(4, 4)"
-                if self.destinations == "grid"
-                else 'destinations="grid" leaves more'
+                if self.preset.destinations == "grid"
+                else "the default preset leaves more"
             )
             raise ConfigError(
                 f"{name} must be in [0, {self.most:.4g}], got {value}: every token that is merged "

@@ -12,7 +12,7 @@ from functools import partial
 
 from torch import nn
 
-from turbovlm.config import Merge, MergeRestore
+from turbovlm.config import Merge, MergeRestore, RestorePreset
 from turbovlm_workbench.paper import models
 
 
@@ -42,7 +42,9 @@ class Line:
     def config(self) -> Merge | MergeRestore | None:
         """The setting that was counted; None for the unmerged model."""
         if self.ratio:
-            return MergeRestore(ratio=self.ratio, metric="token", restore="copy")
+            return MergeRestore(
+                ratio=self.ratio, preset=RestorePreset(metric="token", restore="copy")
+            )
         return Merge(r=self.r) if self.r else None
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import turbovlm
 from tests.hosts import denoisers
 from turbovlm import MergeRestore
+from turbovlm.config import RestorePreset
 from turbovlm.errors import (
     AlreadyApplied,
     ConfigError,
@@ -122,7 +123,7 @@ def test_what_measures_similarity() -> None:
     case = denoisers.unet(block_out_channels=(96, 96))
     owners = {}
     for metric in ("sketch", "token", "key"):
-        config = MergeRestore.from_dict({"ratio": 0.3, "metric": metric, "alpha": 0.0})
+        config = MergeRestore.from_dict({"ratio": 0.3, "preset": {"metric": metric}, "alpha": 0.0})
         with turbovlm.applied(case.model, config) as run:
             case.step()
         assert run.moves[0].fold is not None
@@ -340,7 +341,9 @@ def test_chunked_feed_forward() -> None:
 
 def test_flux_measures_each_block_itself_and_tables_follow_the_survivors() -> None:
     case = denoisers.flux()
-    config = MergeRestore(ratio=0.3, method="redundancy", metric="token", seed=None)
+    config = MergeRestore(
+        ratio=0.3, method="redundancy", preset=RestorePreset(metric="token"), seed=None
+    )
     block: Any = case.model.single_transformer_blocks[0]
     came: list[dict[str, Any]] = []
     asked: list[dict[str, Any]] = []

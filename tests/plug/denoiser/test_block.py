@@ -28,6 +28,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"modules": ("cross", "feed_forward")},
     {"modules": ("cross", "feed_forward"), "plan": "module"},
 )
+PRESET = ("destinations", "metric", "plan", "restore")
 OFF = {"self": "self_attention", "cross": "cross_attention", "feed_forward": "feed_forward"}
 
 
@@ -36,7 +37,8 @@ OFF = {"self": "self_attention", "cross": "cross_attention", "feed_forward": "fe
 def test_every_block_is_the_oracle(options: dict[str, Any], paired: bool) -> None:
     case = denoisers.unet(8, 12)
     model = case.model.double()
-    fields = {n: v for n, v in options.items() if n != "modules"}
+    fields = {n: v for n, v in options.items() if n != "modules" and n not in PRESET}
+    fields["preset"] = {n: v for n, v in options.items() if n in PRESET}
     if "modules" in options:
         fields |= {field: 0.0 for kind, field in OFF.items() if kind not in options["modules"]}
     seen: list[tuple[Any, Tensor, Tensor, Tensor]] = []

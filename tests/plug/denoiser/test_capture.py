@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import turbovlm
 from tests.hosts import denoisers
 from turbovlm import MergeRestore
+from turbovlm.config import RestorePreset
 from turbovlm.errors import UnsupportedInput
 from turbovlm.maths import ridge
 from turbovlm.plug.denoiser import state
@@ -23,9 +24,9 @@ REDUCTIONS = ("linalg_vector_norm",)
 SETTINGS: tuple[dict[str, Any], ...] = (
     {},
     {"guidance": True},
-    {"plan": "module", "guidance": True},
-    {"restore": "weighted", "metric": "key"},
-    {"destinations": "bipartite", "method": "random", "seed": 3},
+    {"preset": {"plan": "module"}, "guidance": True},
+    {"preset": {"restore": "weighted", "metric": "key"}},
+    {"preset": {"destinations": "bipartite"}, "method": "random", "seed": 3},
 )
 
 
@@ -95,7 +96,9 @@ def test_restored_without_a_solver_as_with_one(
 ) -> None:
     case = make()
     plain = case.step()
-    with turbovlm.applied(case.model, MergeRestore(ratio=0.5, restore="copy")):
+    with turbovlm.applied(
+        case.model, MergeRestore(ratio=0.5, preset=RestorePreset(restore="copy"))
+    ):
         copied = case.step()
     with turbovlm.applied(case.model, MergeRestore(ratio=0.5)):
         products = case.step()

@@ -181,8 +181,10 @@ def test_equal_to_tomesd(modules: str) -> None:
         )  # fmt: skip
         peer = case.step()
         tomesd.remove_patch(model)
-        own = {"ratio": 0.5, "method": "redundancy", "metric": "token", "seed": None, **off}
-        setting = MergeRestore.from_dict({**own, "restore": "copy", "proportional": False})
+        own = {"ratio": 0.5, "method": "redundancy", "seed": None, **off}
+        setting = MergeRestore.from_dict(
+            {**own, "preset": {"metric": "token", "restore": "copy"}, "proportional": False}
+        )
         with turbovlm.applied(model, setting):
             merged = case.step()
     assert not torch.allclose(peer, plain)

@@ -157,7 +157,7 @@ class DenoiserPatch(Patch[MergeRestore, DenoiserCall, DenoiserCall]):
 
     def __init__(self, row: Denoiser, config: MergeRestore) -> None:
         super().__init__(config)
-        self.row, self.rule = row, config.rule
+        self.row, self.rule, self.preset = row, config.rule, config.preset
 
     def _fresh(self) -> None:
         super()._fresh()
@@ -248,7 +248,7 @@ class DenoiserPatch(Patch[MergeRestore, DenoiserCall, DenoiserCall]):
         self, call: DenoiserCall, site: ModuleSite, module: nn.Module, x: Tensor, r: int
     ) -> Fold | None:
         batch, tokens, _ = x.shape
-        own = self.config.plan == "module" and site.kind == "cross_attention"
+        own = self.preset.plan == "module" and site.kind == "cross_attention"
         if not own and call.shared is not None and call.shared[:2] == (site.block, r):
             fold = call.shared[2]
             if fold.owner.shape == (batch, tokens):
@@ -269,11 +269,11 @@ class DenoiserPatch(Patch[MergeRestore, DenoiserCall, DenoiserCall]):
         value, share = None, 1.0
         if self.rule.reads_value:
             value, share = self._value(call, attention, came, x)
-        if self.config.metric == "key":
+        if self.preset.metric == "key":
             metric = similarity(attention, call.halves(x))
         else:
             metric = call.halves(came)
-        if self.config.metric == "sketch":
+        if self.preset.metric == "sketch":
             metric = sketch(metric, call.directions(metric))
         # a UNet's tokens are channels first: as rows, everything below is several times as fast,
         # and a single sample is turned by a faster kernel as a matrix
@@ -281,13 +281,13 @@ class DenoiserPatch(Patch[MergeRestore, DenoiserCall, DenoiserCall]):
         metric = metric.reshape(batch * tokens, width).contiguous().view(batch, tokens, width)
         fold = fold_tokens(
             unit_rows(metric), value, r, parts, self.rule,
-            block=block, share=share, restore=self.config.restore,
+            block=block, share=share, restore=self.preset.restore,
         )  # fmt: skip
         return fold.repeat(2 if call.paired else 1)
 
     def _sets(self, call: DenoiserCall, tokens: int, block: int, device: torch.device) -> Sets:
         """Sources and destinations among the tokens of this level."""
-        if self.config.destinations == "bipartite":
+        if self.preset.destinations == "bipartite":
             return EvenOdd(tokens)
         grid, cell = call.level(tokens), self.config.cell
         seed = None if call.seed is None else call.seed + block * 7919
@@ -302,7 +302,7 @@ class DenoiserPatch(Patch[MergeRestore, DenoiserCall, DenoiserCall]):
         without, or where the paper's way is asked for, attention received by what the module
         reads, ``x``.
         """
-        if self.config.plan == "block" and call.paired:
+        if self.preset.plan == "block" and call.paired:
             first, second = came.chunk(2)
             return changed(first, second), 1.0
         text = None if call.text is None else call.halves(call.text)
@@ -355,7 +355,7 @@ class DenoiserPatch(Patch[MergeRestore, DenoiserCall, DenoiserCall]):
         return {**ratios, "whole": min(ratios["self_attention"], ratios["feed_forward"])}
 
     def _seed(self, time: Any, device: torch.device) -> Tensor | None:
-        if self.config.seed is None or self.config.destinations == "bipartite":
+        if self.config.seed is None or self.preset.destinations == "bipartite":
             return None
         if isinstance(time, Tensor) and time.device == device:
             clock = time.flatten()[:1].sum().float()  # not every accelerator has fp64

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,12 +29,11 @@ def match(
     r: int,
     prefix: int,
     config: Merge,
-    block: int = 0,
     padding: Padding | None = None,
 ) -> Plan:
-    sets = EvenOdd(metric.shape[1], prefix)
-    found = matching.match(unit_rows(metric), value, r, sets, config.rule, block, padding=padding)
-    return found.plan
+    """What the second block of an encoder plans."""
+    sets, rule = EvenOdd(metric.shape[1], prefix), replace(config.rule, block=1)
+    return matching.match(unit_rows(metric), value, r, sets, rule, padding).plan
 
 
 def angles(*degrees: float) -> Tensor:
@@ -50,7 +50,7 @@ def test_hand_worked_merge() -> None:
         redundancy, torch.tensor([[math.cos(math.radians(10)), math.cos(math.radians(5))]])
     )
     assert partner.tolist() == [[0, 1]]  # 2 -> position 1, 4 -> position 3
-    plan = match(metric, None, 1, 1, REDUNDANCY, block=0)
+    plan = match(metric, None, 1, 1, REDUNDANCY)
     assert (plan.source.tolist(), plan.destination.tolist()) == ([[4]], [[3]])
     assert plan.keep.tolist() == [[0, 1, 2, 3, 5]]
     assert plan.slot.tolist() == [[3]]
@@ -64,7 +64,7 @@ def test_hand_worked_merge() -> None:
 
 def test_two_sources_into_one_destination() -> None:
     metric = angles(200, 0, 1, 90, 2, 180)
-    plan = match(metric, None, 2, 1, REDUNDANCY, block=0)
+    plan = match(metric, None, 2, 1, REDUNDANCY)
     assert sorted(plan.source[0].tolist()) == [2, 4]
     assert plan.destination.tolist() == [[1, 1]]
     x = torch.tensor([[[0.0], [10.0], [20.0], [30.0], [60.0], [50.0]]])
@@ -76,8 +76,8 @@ def test_two_sources_into_one_destination() -> None:
 def test_semantic_value_protects_a_redundant_token() -> None:
     metric = angles(0, 0, 0, 90, 85, 180)  # token 2 equals token 1, token 4 is merely close to 3
     value = torch.tensor([[0.0, 0.0, 0.2, 0.0, 0.001, 0.0]])
-    assert match(metric, None, 1, 1, REDUNDANCY, 0).source.tolist() == [[2]]
-    assert match(metric, value, 1, 1, Merge(r=1, alpha=1), 0).source.tolist() == [[4]]
+    assert match(metric, None, 1, 1, REDUNDANCY).source.tolist() == [[2]]
+    assert match(metric, value, 1, 1, Merge(r=1, alpha=1)).source.tolist() == [[4]]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_padded_sample_merges_what_it_would_alone() -> None:
         alone = match(metric[:, :13], value[:, :13], 3, 1, config)
         expected, sizes = merge(x[:, :13], None, alone)
         padding = Padding(torch.tensor([[13]]), torch.tensor([[3]]))
-        plan = match(metric, value, 5, 1, config, padding=padding)
+        plan = match(metric, value, 5, 1, config, padding)
         size = (torch.arange(21) < 13).float()[None]
         y, total = merge(x, size, plan)
         torch.testing.assert_close(y[:, :10], expected)
@@ -133,10 +133,7 @@ def test_a_padded_sample_merges_what_it_would_alone() -> None:
 
 def test_the_order_of_the_released_code_puts_even_survivors_first() -> None:
     metric = angles(0, 0, 10, 90, 85, 180)
-    sets = EvenOdd(6, 1)
-    plan = matching.match(
-        unit_rows(metric), None, 1, sets, Merge.paper(1, method="redundancy").rule, 0
-    ).plan
+    plan = match(metric, None, 1, 1, Merge.paper(1, method="redundancy"))
     assert plan.source.tolist() == [[4]]
     assert plan.keep.tolist() == [[0, 2, 1, 3, 5]]  # 4 went into 3, which now stands at 3
     assert plan.slot.tolist() == [[3]]
@@ -167,7 +164,7 @@ def test_properties_of_every_merge(problem: tuple[int, int, int, int, str]) -> N
     metric = torch.randn(3, tokens, 4, generator=generator)
     value = torch.rand(3, tokens, generator=generator)
     config = Merge(r=r, method=method, alpha=0.1 if method == "turbo" else None)
-    plan = match(metric, value, r, prefix, config, block=1)
+    plan = match(metric, value, r, prefix, config)
     x = torch.randn(3, tokens, 5, generator=generator, dtype=torch.float64)
     size = torch.randint(1, 9, (3, tokens), generator=generator).float()
     y, sizes = merge(x, size, plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -174,7 +175,7 @@ def test_mass_is_conserved_and_survivors_come_back_as_they_left(
     metric = torch.randn(2, tokens, 4, generator=generator)
     value = torch.rand(2, tokens, generator=generator)
     fold = fold_tokens(
-        unit_rows(metric), value, r, parts, config.rule, block=1, restore=config.preset.restore
+        unit_rows(metric), value, r, parts, replace(config.rule, block=1), config.preset.restore
     )
     x = torch.randn(2, tokens, 3, generator=generator, dtype=torch.float64)
     merged = fold.merge(x)

@@ -9,7 +9,7 @@ from torch import Tensor
 from turbovlm.maths import ridge
 from turbovlm.maths.ridge import ridge_inverse
 
-SHARE = 0.1
+SHARE = 0.1  # the condition is 641 at most: fp32 leaves 641 * 6e-8
 
 
 def system(width: int, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -25,7 +25,7 @@ def system(width: int, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("rank", [1, 40, 500])
 @pytest.mark.parametrize("width", [1, 8, 64])
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 5e-5), (torch.float64, 1e-12)])
 def test_products_are_as_good_as_the_solver(
     dtype: torch.dtype, bound: float, width: int, rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,9 +18,6 @@ def choose_tokens(
     r: int,
     sets: EvenOdd,
     rule: Rule,
-    *,
-    block: int = 0,
-    share: float | Tensor = 1.0,
     padding: Padding | None = None,
 ) -> Plan:
     """What `turbovlm.maths.match.match` plans, from what `turbovlm.kernels.look` saw.
@@ -33,22 +30,20 @@ def choose_tokens(
         logits: ``(B, H, N)`` fp32 of the guide, bias included; None where the score reads no A.
         r: tokens to remove, at most S.
         sets: the even and odd positions.
-        rule: the score.
-        block: index of the block, from 0.
-        share: of the fitted weight that the guide deserves.
+        rule: the score, and where it is asked.
         padding: of the batch, whose real tokens all come first.
     """
     if rule.released_order or rule.score.random_pairs:
         value = None if logits is None else semantic_value(logits)
-        found = match(unit, value, r, sets, rule, block, share=share, padding=padding)
-        return found.plan
+        return match(unit, value, r, sets, rule, padding).plan
     count = None if padding is None else padding.count
     pair = None if padding is None else (padding.count, padding.removed)
     amounts = (r, sets.tokens, sets.prefix)
     redundancy, partner = ops.best_destinations(unit, sets.prefix, count)
     fused = rule.score.name == "turbo" and logits is not None and rule.reads_value
-    if fused and not isinstance(share, Tensor):
-        return ops.make_plan(redundancy, partner, logits, amounts, (rule.alpha, share), pair)
+    if fused and not isinstance(rule.share, Tensor):
+        weight = rule.alpha, rule.share
+        return ops.make_plan(redundancy, partner, logits, amounts, weight, pair)
     real = None
     if count is not None:
         real = sets.sources(torch.arange(sets.tokens, device=count.device) < count)
@@ -56,7 +51,7 @@ def choose_tokens(
     value = None
     if logits is not None and rule.reads_value:
         value = sets.sources(semantic_value(logits))
-    context = Context(tokens, block, rule.alpha, rule.seed, share, real)
+    context = Context(tokens, rule.block, rule.alpha, rule.seed, rule.share, real)
     degree = rule.score.function(redundancy, value, context)
     if real is not None:
         degree = degree.masked_fill(~real | (redundancy == -torch.inf), -torch.inf)

@@ -198,9 +198,6 @@ def fold_tokens(
     r: int,
     sets: Sets,
     rule: Rule,
-    *,
-    block: int = 0,
-    share: float | Tensor = 1.0,
     restore: Literal["linear", "copy", "weighted"] = "copy",
 ) -> Fold:
     """Match once and work out what merging and restoring need.
@@ -210,13 +207,10 @@ def fold_tokens(
         value: semantic value A ``(B, N)``, or None where the score does not read it.
         r: tokens to merge.
         sets: source and destination sets.
-        rule: the score.
-        block: index of the block, from 0.
-        share: of the fitted weight that the guide deserves.
+        rule: the score, and where it is asked.
         restore: a merged token gets back the ``"copy"`` of its destination, the ``"weighted"``
             mean of its two best ones, or after feed-forward the copy and a ``"linear"`` term.
     """
-    weighted = restore == "weighted"
-    found = match(unit, value, r, sets, rule, block, share=share, runner_up=weighted)
+    found = match(unit, value, r, sets, replace(rule, runner_up=restore == "weighted"))
     fold = Fold.of(found)
     return replace(fold, slope=Slope.of(fold, sketch(unit))) if restore == "linear" else fold

@@ -22,12 +22,15 @@ caches, and is never stored whole."""
 
 @dataclass(frozen=True)
 class Rule:
-    """How tokens are chosen: what a configuration says of it.
+    """How tokens are chosen in one block.
 
     Attributes:
         score: gives the information degree.
         alpha: its weight of A; None fits one.
         seed: of pseudo-random scores and pairs.
+        block: index of the block, from 0.
+        share: of the fitted weight that the guide deserves.
+        runner_up: also find each source's second best destination.
         released_order: leave survivors in the order of the released code, see
             `EvenOdd.released_order`.
     """
@@ -35,6 +38,9 @@ class Rule:
     score: Score
     alpha: float | None = None
     seed: int = 0
+    block: int = 0
+    share: float | Tensor = 1.0
+    runner_up: bool = False
     released_order: bool = False
 
     @property
@@ -120,11 +126,7 @@ def match(
     r: int,
     sets: Sets,
     rule: Rule,
-    block: int,
-    *,
-    share: float | Tensor = 1.0,
     padding: Padding | None = None,
-    runner_up: bool = False,
 ) -> Match:
     """Choose the ``r`` sources with the highest information degree and their destinations.
 
@@ -133,27 +135,24 @@ def match(
         value: semantic value A ``(B, N)``, or None where the score does not read it.
         r: tokens to remove, at most S.
         sets: source and destination sets.
-        rule: the score.
-        block: index of the block, from 0.
-        share: of the fitted weight that the guide deserves.
+        rule: the score, and where it is asked.
         padding: of the batch. Each sample then merges ``padding.removed`` of its real tokens, and
             the rest of r is dropped from the padding at its end.
-        runner_up: also find each source's second best destination.
     """
     tokens = unit.shape[1]
     real = None
     if padding is not None:
         real = torch.arange(tokens, device=unit.device) < padding.count
-    redundancy, partner = nearest(unit, sets, count=2 if runner_up else 1, real=real)
-    best = redundancy[..., 0] if runner_up else redundancy
+    redundancy, partner = nearest(unit, sets, count=2 if rule.runner_up else 1, real=real)
+    best = redundancy[..., 0] if rule.runner_up else redundancy
     if rule.score.random_pairs:
-        partner = _random_pairs(partner, sets, rule, block, real)
+        partner = _random_pairs(partner, sets, rule, real)
     context = Context(
         tokens if padding is None else padding.count,
-        block,
+        rule.block,
         rule.alpha,
         rule.seed,
-        share,
+        rule.share,
         None if real is None else sets.sources(real),
     )
     seen = None if value is None else sets.sources(value)
@@ -161,7 +160,7 @@ def match(
     if context.real is not None:
         degree = degree.masked_fill(~context.real | (best == -torch.inf), -torch.inf)
     chosen = degree.topk(r, dim=1).indices
-    goals = partner[..., 0] if runner_up else partner
+    goals = partner[..., 0] if rule.runner_up else partner
     source = sets.source_positions(chosen)
     destination = sets.destination_positions(goals.gather(1, chosen))
     if padding is not None:
@@ -171,17 +170,15 @@ def match(
     if rule.released_order and isinstance(sets, EvenOdd):
         order = sets.released_order(unit.device)
     plan, rank = complete(source, destination, tokens, order)
-    if not runner_up:
+    if not rule.runner_up:
         return Match(plan, rank)
     second = sets.destination_positions(partner[..., 1].gather(1, chosen))
     return Match(plan, rank, redundancy.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 2)), second)
 
 
-def _random_pairs(
-    partner: Tensor, sets: Sets, rule: Rule, block: int, real: Tensor | None
-) -> Tensor:
+def _random_pairs(partner: Tensor, sets: Sets, rule: Rule, real: Tensor | None) -> Tensor:
     """Pseudo-random destinations in the place of ``partner`` (Table 8, A1)."""
-    drawn = random_scores(sets.source_count, rule.seed + 1, block, partner.device)
+    drawn = random_scores(sets.source_count, rule.seed + 1, rule.block, partner.device)
     if real is None:
         count = sets.destination_count
         index = (drawn * count).long().clamp_max(count - 1)

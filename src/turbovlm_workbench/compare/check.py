@@ -202,7 +202,7 @@ def _costs(model: Any, config: Merge, towers: Sequence[Tower]) -> list[BlockCost
     """What a block of each tower costs, as `apply` counts it; None if the model refuses this."""
     try:
         with applied(model, config, record=False):
-            return [site_of(tower.module).patch.cost for tower in towers]
+            return [site_of(tower.module).patch.facts.cost for tower in towers]
     except ConfigError:
         return [None for _ in towers]
 

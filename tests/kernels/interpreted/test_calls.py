@@ -238,7 +238,7 @@ def test_choose_takes_padding_under_compile() -> None:
 
     def call(k: Tensor, count: Tensor, removed: Tensor) -> Plan:
         seen, rule = look(k, k[:, :, 0], scale=0.25), Rule(find_score("turbo"))
-        return choose_tokens(*seen, 6, EvenOdd(21, 1), rule, padding=Padding(count, removed))
+        return choose_tokens(*seen, 6, EvenOdd(21, 1), rule, Padding(count, removed))
 
     expected = call(k, padding.count, padding.removed)
     torch.compiler.reset()

@@ -225,7 +225,7 @@ def test_plan_with_padding(fitted: bool) -> None:
     rule = Rule(find_score("turbo"), weight[0])
     padding = Padding(count, removed)
     value = semantic_value(logits)
-    expected = match(unit, value, r, EvenOdd(tokens, 1), rule, 0, padding=padding)
+    expected = match(unit, value, r, EvenOdd(tokens, 1), rule, padding)
     assert_same(found, expected.plan)
     assert torch.equal(found.source[3], torch.arange(32, 22, -1))
 
@@ -249,10 +249,10 @@ def test_choose_plans_what_match_plans(
     k, row = keys(3, 2, 41, 24), torch.randn(3, 4, 24) * 3
     bias = torch.randint(1, 5, (3, 41)).float().log()
     alpha, share = weight
-    sets, rule = EvenOdd(41, 1), Rule(find_score(method), alpha)
+    sets, rule = EvenOdd(41, 1), Rule(find_score(method), alpha, share=share)
     unit, logits = look(k, row, bias, 0.2)
-    found = choose_tokens(unit, logits, 12, sets, rule, share=share)
-    expected = match(unit, semantic_value(logits), 12, sets, rule, 0, share=share)
+    found = choose_tokens(unit, logits, 12, sets, rule)
+    expected = match(unit, semantic_value(logits), 12, sets, rule)
     assert_valid(found, 41, 12)
     assert_same(found, expected.plan)
     for other in {"turbo", "redundancy", "semantics"} - {method}:
@@ -265,8 +265,8 @@ def test_choose_with_padding(method: str) -> None:
     unit, logits = look(keys(2, 2, 21, 16), torch.randn(2, 2, 16), None, 0.25)
     padding = Padding(torch.tensor([[21], [14]]), torch.tensor([[6], [3]]))
     sets, rule = EvenOdd(21, 1), Rule(find_score(method))
-    found = choose_tokens(unit, logits, 6, sets, rule, padding=padding)
-    expected = match(unit, semantic_value(logits), 6, sets, rule, 0, padding=padding)
+    found = choose_tokens(unit, logits, 6, sets, rule, padding)
+    expected = match(unit, semantic_value(logits), 6, sets, rule, padding)
     assert_same(found, expected.plan)
 
 
@@ -275,7 +275,7 @@ def test_choose_without_a_guide_and_without_tokens_to_remove() -> None:
     sets = EvenOdd(21, 1)
     for rule in (Rule(find_score("redundancy")), Rule(find_score("turbo"), alpha=0.0)):
         found = choose_tokens(unit, None, 7, sets, rule)
-        assert_same(found, match(unit, None, 7, sets, rule, 0).plan)
+        assert_same(found, match(unit, None, 7, sets, rule).plan)
     nothing = choose_tokens(unit, None, 0, sets, Rule(find_score("redundancy")))
     assert_valid(nothing, 21, 0)
 
@@ -283,9 +283,10 @@ def test_choose_without_a_guide_and_without_tokens_to_remove() -> None:
 def test_random_pairs_and_the_released_order_are_those_of_match() -> None:
     unit, logits = look(keys(2, 2, 21, 16), torch.randn(2, 2, 16), None, 0.25)
     sets = EvenOdd(21, 1)
-    for rule in (Rule(find_score("random"), seed=3), Rule(find_score("turbo"), 6.0, 0, True)):
-        expected = match(unit, semantic_value(logits), 6, sets, rule, 2)
-        assert_same(choose_tokens(unit, logits, 6, sets, rule, block=2), expected.plan)
+    random = Rule(find_score("random"), seed=3, block=2)
+    for rule in (random, Rule(find_score("turbo"), 6.0, released_order=True)):
+        expected = match(unit, semantic_value(logits), 6, sets, rule)
+        assert_same(choose_tokens(unit, logits, 6, sets, rule), expected.plan)
 
 
 def test_a_sequence_that_one_program_cannot_hold_is_planned_by_torch(

@@ -84,7 +84,7 @@ def _plan(
         row = next((row for row in own if is_named(block, (row.block,))), None)
         if row is None or set(name.split(".")) & set(row.skip):
             continue
-        yield from _block(patch, row, name, block, number)
+        yield from _block(patch, name, block, number)
         number += 1
     if not number:
         raise NothingToPatch(
@@ -98,12 +98,11 @@ def _plain(patch: DenoiserPatch, module: nn.Module) -> PlainSite:
     return PlainSite(patch, host, parameters_of(host.forward))
 
 
-def _block(
-    patch: DenoiserPatch, row: Denoiser, name: str, block: nn.Module, number: int
-) -> Iterator[Swap]:
+def _block(patch: DenoiserPatch, name: str, block: nn.Module, number: int) -> Iterator[Swap]:
+    row = patch.row
     attentions = [m for n in row.attention if (m := getattr(block, n, None)) is not None]
     if row.whole:
-        site = _site(patch, row, name, "whole", number, attentions[0], block)
+        site = _site(patch, name, "whole", number, attentions[0], block)
         yield Swap(block, TurboWhole, site)
         return
     yield Swap(block, TurboEntry, _plain(patch, block))
@@ -114,13 +113,12 @@ def _block(
         kind: Kind = "feed_forward"
         if child in row.attention:
             kind = "cross_attention" if is_cross(module) else "self_attention"
-        site = _site(patch, row, f"{name}.{child}", kind, number, attentions[0], module)
+        site = _site(patch, f"{name}.{child}", kind, number, attentions[0], module)
         yield Swap(module, TurboModule, site)
 
 
 def _site(
     patch: DenoiserPatch,
-    row: Denoiser,
     name: str,
     kind: Kind,
     number: int,
@@ -130,7 +128,9 @@ def _site(
     host, config = plain_class(module), patch.config
     if config.proportional and kind in ("self_attention", "whole") and config.self_attention != 0:
         check_visible(module if kind == "self_attention" else attention, name)
-    return ModuleSite(patch, host, parameters_of(host.forward), name, kind, number, attention, row)
+    return ModuleSite(
+        patch, host, parameters_of(host.forward), name, kind, number, attention, patch.row
+    )
 
 
 def _unknown(model: Any, rows: Sequence[Denoiser]) -> str:

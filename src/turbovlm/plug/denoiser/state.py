@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -279,10 +279,8 @@ class DenoiserPatch(Patch[MergeRestore, DenoiserCall, DenoiserCall]):
         # and a single sample is turned by a faster kernel as a matrix
         batch, tokens, width = metric.shape
         metric = metric.reshape(batch * tokens, width).contiguous().view(batch, tokens, width)
-        fold = fold_tokens(
-            unit_rows(metric), value, r, parts, self.rule,
-            block=block, share=share, restore=self.preset.restore,
-        )  # fmt: skip
+        rule = replace(self.rule, block=block, share=share)
+        fold = fold_tokens(unit_rows(metric), value, r, parts, rule, self.preset.restore)
         return fold.repeat(2 if call.paired else 1)
 
     def _sets(self, call: DenoiserCall, tokens: int, block: int, device: torch.device) -> Sets:

@@ -16,7 +16,7 @@ from turbovlm.plug.encoder.find import Tower, find_towers
 from turbovlm.plug.encoder.mute import muted_branches
 from turbovlm.plug.encoder.row import Refusal, Row
 from turbovlm.plug.encoder.selfcheck import attention_extras, check_block
-from turbovlm.plug.encoder.state import EncoderPatch
+from turbovlm.plug.encoder.state import EncoderPatch, TowerFacts
 from turbovlm.plug.encoder.tower import TowerSite, TurboTower
 from turbovlm.plug.swap import Swap, parameters_of, plain_class
 from turbovlm.plug.twin import device_of, probe, twin_of
@@ -71,17 +71,16 @@ def _check_collapse(tower: Tower) -> None:
 def _patch_of(tower: Tower, config: Merge) -> EncoderPatch:
     row, first = tower.row, tower.blocks[0]
     prefix = row.prefix_of(tower.module)
-    return EncoderPatch(
-        row,
-        config,
+    facts = TowerFacts(
         depth=len(tower.blocks),
         prefix=prefix,
         guide=row.guide_of(tower.module),
         last=tower.reads in ("all", "pooled"),
         around=tower.around,
-        muted=muted_branches(row, first, attention_extras(first, row, prefix)),
         cost=_cost(first, row),
     )
+    muted = muted_branches(row, first, attention_extras(first, row, prefix))
+    return EncoderPatch(row, config, facts, muted)
 
 
 def _swaps(tower: Tower, config: Merge) -> list[Swap]:

@@ -8,7 +8,7 @@ return types stay the host's, and no forward is copied.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,7 @@ class TurboBlock(nn.Module):
         alone = not (call.declared or torch.compiler.is_compiling())
         before = patch.begin(call) if alone else None
         try:
-            y = _forward(self, patch, call, layer, x, given)
+            y = _forward(Step(self, patch, call, layer), x, given)
         finally:
             if alone:
                 patch.end(before)
@@ -95,11 +95,18 @@ class TurboBlock(nn.Module):
         return y
 
 
-def _forward(
-    block: TurboBlock, patch: EncoderPatch, call: EncoderCall, layer: int, x: Tensor,
-    given: dict[str, Any],
-) -> Tensor:  # fmt: skip
+class Step(NamedTuple):
+    """A block that runs, in which call, and where it stands."""
+
+    block: TurboBlock
+    patch: EncoderPatch
+    call: EncoderCall
+    layer: int
+
+
+def _forward(step: Step, x: Tensor, given: dict[str, Any]) -> Tensor:
     """One block: the host's forward whole, whole with sizes, or in halves with a merge between."""
+    block, patch, call, layer = step
     tokens = call.tokens
     length = x.shape[1] if tokens is None else tokens.length
     r = patch.amount(layer, call.start or length, length)
@@ -120,7 +127,7 @@ def _forward(
         watch = patch.row.attention[0], Attention(tokens.bias)
         y = run_half(block, call, NOTHING, x, given, watch=watch)
     else:
-        y, plan, tokens = _merging(block, patch, call, layer, x, r, tokens, given)
+        y, plan, tokens = _merging(step, x, r, tokens, given)
     call.tokens = tokens
     if patch.recorders:
         call.plans.append(plan)
@@ -140,7 +147,7 @@ def _first_tokens(
     real = real_tokens(mask, x.shape[0], call.reading.padding)
     if real is None:
         return Tokens(x.shape[1])
-    if patch.rule.released_order:
+    if patch.rules[0].released_order:
         raise UnsupportedInput(
             "the paper's preset (Merge.paper) knows no padding: give samples of one length, or use "
             "Merge"
@@ -154,9 +161,9 @@ def _first_tokens(
 
 
 def _merging(
-    block: TurboBlock, patch: EncoderPatch, call: EncoderCall, layer: int, x: Tensor, r: int,
-    tokens: Tokens, given: dict[str, Any],
-) -> tuple[Tensor, Plan, Tokens]:  # fmt: skip
+    step: Step, x: Tensor, r: int, tokens: Tokens, given: dict[str, Any]
+) -> tuple[Tensor, Plan, Tokens]:
+    block, patch, call, layer = step
     schedule = patch.schedule(tokens.start)
     collapses = schedule.collapses(layer, patch.depth)
     seen = Attention(tokens.bias, None if collapses else patch.look(tokens))
@@ -179,11 +186,9 @@ def _choose(
     patch: EncoderPatch, layer: int, seen: Attention, length: int, r: int, padding: Padding | None
 ) -> Plan:
     """Which tokens are merged, from what was seen of the attention."""
-    sets, rule = EvenOdd(length, patch.prefix), patch.rule
+    sets, rule = EvenOdd(length, patch.prefix), patch.rules[layer]
     if seen.unit is not None:
-        return choose_tokens(
-            seen.unit, seen.logits, r, sets, rule, block=layer, share=patch.share, padding=padding
-        )
+        return choose_tokens(seen.unit, seen.logits, r, sets, rule, padding)
     assert seen.metric is not None
     unit = unit_rows(seen.metric)
-    return match(unit, seen.value, r, sets, rule, layer, share=patch.share, padding=padding).plan
+    return match(unit, seen.value, r, sets, rule, padding).plan

@@ -48,7 +48,9 @@ def reading_of(
     return Reading(
         every=every,
         layers=layers,
-        last=patch.last or (entry != "forward" and not patch.around) or bool(tower._forward_hooks),
+        last=patch.facts.last
+        or (entry != "forward" and not patch.facts.around)
+        or bool(tower._forward_hooks),
         padding=bool(masks)
         and all(m is None or (isinstance(m, Tensor) and m.dim() < 4) for m in masks),
         decodes=decodes,

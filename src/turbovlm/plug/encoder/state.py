@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -97,31 +97,46 @@ class EncoderCall:
         return Snapshot(self.tokens, self.full, self.reading, tuple(self.plans))
 
 
-class EncoderPatch(Patch[Merge, EncoderCall, Snapshot]):
-    """One patched tower.
+@dataclass(frozen=True)
+class TowerFacts:
+    """What holds for one tower whatever runs.
 
-    Args:
-        row: what is known of the tower.
-        config: what to merge.
+    Attributes:
         depth: number of blocks.
         prefix: number of prefix tokens.
         guide: what supplies the semantic value.
         last: whether all positions are needed after the last block.
         around: whether a reader around the tower said so, whichever of its methods runs.
-        muted: what stands for the attention branch and for the MLP branch.
         cost: of a block, for ``Merge(speedup=...)``.
     """
 
+    depth: int
+    prefix: int
+    guide: Guide
+    last: bool
+    around: bool
+    cost: BlockCost
+
+
+class EncoderPatch(Patch[Merge, EncoderCall, Snapshot]):
+    """One patched tower.
+
+    Args:
+        row: what is known of towers of its class.
+        config: what to merge.
+        facts: of this tower.
+        muted: what stands for the attention branch and for the MLP branch.
+    """
+
     def __init__(
-        self, row: Row, config: Merge, *, depth: int, prefix: int, guide: Guide, last: bool,
-        around: bool, muted: tuple[Muted, Muted], cost: BlockCost,
-    ) -> None:  # fmt: skip
+        self, row: Row, config: Merge, facts: TowerFacts, muted: tuple[Muted, Muted]
+    ) -> None:
         super().__init__(config)
-        self.row, self.depth, self.prefix = row, depth, prefix
-        self.last, self.around, self.cost = last, around, cost
-        self.rule = config.rule
-        self.guide: Guide | None = guide if self.rule.reads_value else None
-        self.share = MEAN_WEIGHT if guide == "mean" else 1.0
+        self.row, self.facts = row, facts
+        self.depth, self.prefix = facts.depth, facts.prefix
+        rule, share = config.rule, MEAN_WEIGHT if facts.guide == "mean" else 1.0
+        self.rules = tuple(replace(rule, block=n, share=share) for n in range(facts.depth))
+        self.guide: Guide | None = facts.guide if rule.reads_value else None
         self.metric: Metric = "key" if config.preset is None else config.preset.metric
         self.attention_muted, self.mlp_muted = muted
         self._schedules: dict[int, Schedule] = {}
@@ -135,7 +150,7 @@ class EncoderPatch(Patch[Merge, EncoderCall, Snapshot]):
         found = self._schedules.get(start)
         if found is None:
             wanted = self.config.speedup
-            amounts = schedule_for(wanted, start, self.prefix, self.depth, self.cost)
+            amounts = schedule_for(wanted, start, self.prefix, self.depth, self.facts.cost)
             floor, collapse = self.config.min_tokens, self.config.collapse
             found = Schedule(amounts, min_tokens=floor, collapse=collapse)
             self._schedules[start] = found

@@ -78,7 +78,7 @@ def generate_command(
     )
     from turbovlm_workbench.data.images import read_image
     from turbovlm_workbench.generation.compare import (
-        check_plan,
+        PicturePlan,
         compare_pictures,
         restore_settings,
     )
@@ -94,9 +94,9 @@ def generate_command(
 
     # Whatever can be wrong is found here, before the model is loaded.
     merges = restore_settings(numbers(ratio, "--ratio"), names(method, "--method"), min_tokens)
-    check_plan(prompt, seed, rounds)
     start = None if image is None else read_image(image)
     drawing = Drawing(steps, guidance, size, negative, start, strength).of(model)
+    plan = PicturePlan(prompt, drawing, seed, rounds)
     place = pick_device(device)
     number_format = pick_dtype(dtype, place)
     if out.suffix.lower() != ".png":
@@ -106,9 +106,7 @@ def generate_command(
     check_pipeline(model)
     with progress_bar() as progress:
         pipe = load_pipeline(model, number_format, place, image=image is not None)
-        drawn = compare_pictures(
-            pipe, model, prompt, merges, drawing, seed=seed, rounds=rounds, progress=progress
-        )
+        drawn = compare_pictures(pipe, model, plan, merges, progress)
 
     def tell() -> None:
         if json:

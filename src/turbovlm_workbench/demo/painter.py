@@ -13,6 +13,7 @@ from turbovlm_lab.grammar import attribute_accuracy, parse
 from turbovlm_lab.scenes import scene
 from turbovlm_workbench.generation.compare import (
     Comparison,
+    PicturePlan,
     Progress,
     compare_pictures,
     restore_settings,
@@ -54,14 +55,9 @@ def painter_demo(progress: Progress = lambda stage, done, total: None) -> Painte
     """
     pipe = load_pipeline(PAINTER)
     prompts = [scene(seed).caption for seed in painter.subjects("test", 0, PROMPTS)]
-    drawn = compare_pictures(
-        pipe,
-        "the built-in painter",
-        prompts,
-        restore_settings(RATIOS, METHODS, LEVEL),
-        Drawing().of(PAINTER),
-        progress=progress,
-    )
+    plan = PicturePlan(prompts, Drawing().of(PAINTER))
+    merges = restore_settings(RATIOS, METHODS, LEVEL)
+    drawn = compare_pictures(pipe, "the built-in painter", plan, merges, progress)
     progress("reading the pictures", 0, 1)
     said = {side.name: captions(side.pictures) for side in drawn.sides}
     truths = [parse(prompt) for prompt in prompts]

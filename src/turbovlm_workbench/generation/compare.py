@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -26,6 +26,34 @@ Progress = Callable[[str, int, int], object]
 """Called with the stage, the pictures done and the pictures in all."""
 
 WARM_UP = 2  # denoising steps of the untimed first call
+
+
+@dataclass(frozen=True)
+class PicturePlan:
+    """What every side draws; picture i has the noise of ``seed + i`` on every side.
+
+    Args:
+        prompts: at least one.
+        drawing: everything else about the pictures.
+        seed: of the first picture.
+        rounds: timed pictures of every side at least; prompts are drawn again where there are
+            fewer of them.
+
+    Raises:
+        ConfigError: without a prompt, for one without words, or numbers out of range.
+    """
+
+    prompts: Sequence[str]
+    drawing: Drawing
+    seed: int = 0
+    rounds: int = 3
+
+    def __post_init__(self) -> None:
+        if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
+            raise ConfigError('give at least one --prompt with words in it: --prompt "a dog"')
+        check_seed(self.seed)
+        if self.rounds < 1:
+            raise ConfigError(f"--rounds must be at least 1, got {self.rounds}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,12 +156,8 @@ def restore_title(merge: MergeRestore) -> str:
 def compare_pictures(
     pipe: Any,
     name: str,
-    prompts: Sequence[str],
+    plan: PicturePlan,
     merges: Sequence[MergeRestore],
-    drawing: Drawing,
-    *,
-    seed: int = 0,
-    rounds: int = 3,
     progress: Progress = lambda stage, done, total: None,
 ) -> Comparison:
     """Draw every prompt by every side, one picture a call, in interleaved rounds.
@@ -144,20 +168,15 @@ def compare_pictures(
     Args:
         pipe: as `load_pipeline` returns it; it is left without merging.
         name: what to call it.
-        prompts: at least one; picture i has the noise of ``seed + i`` on every side.
+        plan: what is drawn.
         merges: the settings.
-        drawing: everything else about the pictures.
-        seed: of the first picture.
-        rounds: timed pictures of every side at least; prompts are drawn again where there are
-            fewer of them.
         progress: told how far the run is.
 
     Raises:
-        ConfigError: without a prompt, or for an option that the pipeline does not have.
+        ConfigError: for an option that the pipeline does not have.
         ModelError: if the pipeline refuses what it is given.
         TurboError: whatever `turbovlm.apply` refuses.
     """
-    check_plan(prompts, seed, rounds)
     for merge in merges:  # all of them, before the first picture: a refusal costs no time
         with merging(pipe, merge):
             pass
@@ -165,8 +184,8 @@ def compare_pictures(
         UNMERGED: None,
         **{restore_title(m): m for m in merges},
     }
-    rounds = max(rounds, len(prompts))
-    brushes = {key: _Brush(pipe, prompts, drawing, seed) for key in names}
+    rounds = max(plan.rounds, len(plan.prompts))
+    brushes = {key: _Brush(pipe, plan) for key in names}
     slot = iter(range(-len(names), rounds * len(names)))
 
     def tell(done: int, of: int, key: str) -> None:
@@ -199,8 +218,8 @@ def compare_pictures(
         )
     return Comparison(
         model=name,
-        prompts=tuple(prompts),
-        seeds=tuple(seed + index for index in range(len(prompts))),
+        prompts=tuple(plan.prompts),
+        seeds=tuple(plan.seed + index for index in range(len(plan.prompts))),
         size=before[0].size,
         rounds=rounds,
         dtype=str(pipe.dtype).removeprefix("torch."),
@@ -209,52 +228,33 @@ def compare_pictures(
     )
 
 
-def check_plan(prompts: Sequence[str], seed: int, rounds: int) -> None:
-    """Check what `run` is asked for.
-
-    Raises:
-        ConfigError: without a prompt, for one without words, or numbers out of range.
-    """
-    if not prompts or not all(prompt.strip() for prompt in prompts):
-        raise ConfigError('give at least one --prompt with words in it: --prompt "a red circle"')
-    check_seed(seed)
-    if rounds < 1:
-        raise ConfigError(f"--rounds must be at least 1, got {rounds}")
-
-
-@contextmanager
-def merging(pipe: Any, merge: MergeRestore | None) -> Iterator[None]:
-    """`turbovlm.applied` without a record, which would cost time; None merges nothing."""
-    if merge is None:
-        yield
-        return
-    turbovlm.apply(pipe, merge)
-    try:
-        yield
-    finally:
-        turbovlm.remove(pipe)
+def merging(pipe: Any, merge: MergeRestore | None) -> AbstractContextManager[object]:
+    """The pipeline with this setting, unrecorded: a record would cost time."""
+    return nullcontext() if merge is None else turbovlm.applied(pipe, merge, record=False)
 
 
 class _Brush:
     """Draws the next prompt at every call; the first call is a short one that warms up."""
 
-    def __init__(self, pipe: Any, prompts: Sequence[str], drawing: Drawing, seed: int) -> None:
-        self.pipe, self.prompts, self.drawing, self.seed = pipe, prompts, drawing, seed
+    def __init__(self, pipe: Any, plan: PicturePlan) -> None:
+        self.pipe, self.plan = pipe, plan
         self.calls = 0
         self.pictures: list[Image.Image] = []
 
     def __call__(self) -> None:
-        index = max(self.calls - 1, 0) % len(self.prompts)
-        drawing = self._short() if self.calls == 0 else self.drawing
+        prompts, seed = self.plan.prompts, self.plan.seed
+        index = max(self.calls - 1, 0) % len(prompts)
+        drawing = self._short() if self.calls == 0 else self.plan.drawing
         self.calls += 1
-        picture = draw_pictures(self.pipe, [self.prompts[index]], [self.seed + index], drawing)[0]
-        if 1 < self.calls <= 1 + len(self.prompts):
+        picture = draw_pictures(self.pipe, [prompts[index]], [seed + index], drawing)[0]
+        if 1 < self.calls <= 1 + len(prompts):
             self.pictures.append(picture)
 
     def _short(self) -> Drawing:
         """Image-to-image begins in the middle: it takes a share of the steps."""
-        share = 1.0 if self.drawing.image is None else self.drawing.strength or 0.5
-        return dataclasses.replace(self.drawing, steps=math.ceil(WARM_UP / share))
+        drawing = self.plan.drawing
+        share = 1.0 if drawing.image is None else drawing.strength or 0.5
+        return dataclasses.replace(drawing, steps=math.ceil(WARM_UP / share))
 
 
 @contextmanager

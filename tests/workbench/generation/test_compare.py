@@ -15,7 +15,12 @@ from tests.workbench.generation.make import BLUE, RED, SIDE, STEPS, stable_diffu
 from turbovlm.config import MergeRestore
 from turbovlm.errors import ConfigError, NotApplied
 from turbovlm.measure import flops
-from turbovlm_workbench.generation.compare import compare_pictures, restore_settings, restore_title
+from turbovlm_workbench.generation.compare import (
+    PicturePlan,
+    compare_pictures,
+    restore_settings,
+    restore_title,
+)
 from turbovlm_workbench.generation.draw import Drawing, draw_pictures
 from turbovlm_workbench.generation.pipeline import load_pipeline
 
@@ -29,10 +34,8 @@ def test_sides_show_what_the_settings_draw(pipe: Any) -> None:
     told: list[tuple[str, int, int]] = []
     merges = [MergeRestore(ratio=0.0), MergeRestore(ratio=0.5)]
     drawing = Drawing(steps=STEPS)
-    found = compare_pictures(
-        pipe, "small", [RED, BLUE], merges, drawing, seed=4, rounds=3,
-        progress=lambda *step: told.append(step),
-    )  # fmt: skip
+    plan = PicturePlan([RED, BLUE], drawing, seed=4, rounds=3)
+    found = compare_pictures(pipe, "small", plan, merges, lambda *step: told.append(step))
     base, none, half = found.sides
     assert [side.name for side in found.sides] == ["unmerged", "turbo 0 %", "turbo 50 %"]
     assert (found.seeds, found.size, found.rounds) == ((4, 5), (SIDE, SIDE), 3)
@@ -62,7 +65,7 @@ def test_sides_show_what_the_settings_draw(pipe: Any) -> None:
 def test_operations_are_those_of_one_step_with_both_halves_of_guidance(pipe: Any) -> None:
     drawing = Drawing(steps=STEPS)
     side = compare_pictures(
-        pipe, "small", [RED], [MergeRestore(ratio=0.3)], drawing, rounds=1
+        pipe, "small", PicturePlan([RED], drawing, rounds=1), [MergeRestore(ratio=0.3)]
     ).sides
     width = pipe.text_encoder.config.hidden_size
     text = torch.zeros(2, pipe.tokenizer.model_max_length, width)
@@ -76,7 +79,7 @@ def test_image_to_image(tmp_path: Any) -> None:
     pipe = load_pipeline(str(stable_diffusion(tmp_path / "sd")), image=True)
     drawing = Drawing(steps=6, image=Image.new("RGB", (40, 40), "red"), strength=0.4)
     found = compare_pictures(
-        pipe, "small", [RED], restore_settings([0.5], ["random"]), drawing, rounds=1
+        pipe, "small", PicturePlan([RED], drawing, rounds=1), restore_settings([0.5], ["random"])
     )
     assert found.sides[1].name == "random 50 %"
     assert found.sides[1].difference > 0
@@ -104,4 +107,4 @@ def test_mistakes_are_found_before_drawing(
     prompts: list[str], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        compare_pictures(None, "none", prompts, [MergeRestore(ratio=0.3)], Drawing(), **options)
+        PicturePlan(prompts, Drawing(), **options)

@@ -104,7 +104,8 @@ BAD_RESTORE: list[tuple[dict[str, Any], str]] = [
     ({"ratio": 0.3, "alpha": -1}, "alpha must not be negative"),
     ({"ratio": 0.3, "min_tokens": 2.5}, "min_tokens must be an integer"),
     ({"ratio": 0.3, "method": "tomesd"}, "method must be one of turbo"),
-    ({"ratio": 0.3, "preset": {"plan": "step"}}, "plan must be one of block, module"),
+    ({"ratio": 0.3, "metric": "key"}, "metric is no longer a setting: use MergeRestore.paper"),
+    ({"ratio": 0.3, "plan": "step"}, "plan must be one of block, module"),
     (
         {"ratio": 0.3, "preset": {"restore": "blur"}},
         "restore must be one of linear, copy, weighted",

@@ -2,7 +2,7 @@
 
     python benchmarks/generation/forward.py
     python benchmarks/generation/forward.py --ratio 0.3 --method turbo redundancy \\
-        --setting '{}' '{"preset": {"plan": "module"}}' '{"proportional": false}'
+        --setting '{}' '{"plan": "module"}' '{"proportional": false}'
 
 Pictures of two runs drift apart step by step, so that small differences drown. Here the lab's
 painter sees scenes at equal levels of noise, once unmerged and once with every method, and what

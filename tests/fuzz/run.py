@@ -16,12 +16,19 @@ from dataclasses import dataclass, field
 
 import torch
 
+from tests.fuzz.commands import commands
+from tests.fuzz.denoisers import blocks, generation
+from tests.fuzz.language import prompts
 from tests.fuzz.settings import files, settings
-from tests.fuzz.trials import Wrong, invariants, literal, orders, padding
+from tests.fuzz.trials import invariants, literal, orders, padding, threads
 
 KINDS: dict[str, Callable[[random.Random], None]] = {
-    f.__name__: f for f in (literal, invariants, padding, orders, settings, files)
-}
+    f.__name__: f
+    for f in (
+        literal, invariants, padding, orders, threads, generation, blocks, prompts, commands,
+        settings, files,
+    )
+}  # fmt: skip
 
 SHARES = {"settings": 0.2, "files": 0.5}
 """Of the time that the other kinds get: these two are quick."""
@@ -50,7 +57,7 @@ def fuzz(seconds: float, seed: int) -> dict[str, Count]:
         try:
             with torch.no_grad():
                 KINDS[kind](random.Random(f"{seed} {kind} {count.tried}"))
-        except Wrong as error:
+        except AssertionError as error:
             count.wrong += 1
             count.reports.append(f"{kind} {count.tried}: WRONG {error}")
         except Exception:

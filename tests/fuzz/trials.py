@@ -9,6 +9,8 @@ import copy
 import pickle
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -298,3 +300,26 @@ def orders(rng: random.Random) -> None:
     machine = Machine(rng)
     for _ in range(12):
         machine.step()
+
+
+def threads(rng: random.Random) -> None:
+    """Two inputs through one patched model at a time give what they give one after the other."""
+    built = build(rng, rng.choice(CASES), batch=2)
+    config = random_merge(rng, len(built.blocks))
+    inputs = [built.case.inputs(batch=2, seed=rng.randrange(2**31)) for _ in range(2)]
+    where = f"{built.case.name} {config}"
+    try:
+        with turbovlm.applied(built.model, config, record=False):
+            one_by_one = [built.case.run(built.model, x) for x in inputs]
+            with ThreadPoolExecutor(2) as pool:
+                together = list(pool.map(partial(_unrecorded, built), inputs * 4))
+    except TurboError as error:
+        claim(config.speedup is not None, f"{where}: refused: {error}")
+        return
+    for i, found in enumerate(together):
+        close(found, one_by_one[i % 2], f"{where}: in a thread")
+
+
+@torch.no_grad()
+def _unrecorded(built: Built, x: Tensor) -> Tensor:
+    return built.case.run(built.model, x)

@@ -23,6 +23,16 @@ class Setting:
     renamed: ClassVar[Mapping[str, str]] = {}
     """Fields of earlier versions, and what to write instead."""
 
+    def __new__(cls, *_: object, **fields: object) -> Self:
+        """Say what replaced a field, where Python would only say that there is none."""
+        cls._check_renamed(fields)
+        return super().__new__(cls)
+
+    @classmethod
+    def _check_renamed(cls, fields: Mapping[str, object]) -> None:
+        for name in sorted(set(fields) & set(cls.renamed)):
+            raise ConfigError(f"{name} is no longer a setting: use {cls.renamed[name]}")
+
     def __repr__(self) -> str:
         """Only what differs from the defaults, as one would write it."""
         shown = (f"{name}={value!r}" for name, value in self._given().items())
@@ -51,8 +61,7 @@ class Setting:
         if kind != cls.kind:
             raise ConfigError(f"kind {kind!r} is not {cls.__name__}: expected {cls.kind!r}")
         known = {f.name for f in dataclasses.fields(cls)}
-        for name in sorted(set(fields) & set(cls.renamed)):
-            raise ConfigError(f"{name} is no longer a setting: use {cls.renamed[name]}")
+        cls._check_renamed(fields)
         if unknown := sorted(set(fields) - known):
             raise ConfigError(
                 f"unknown settings {', '.join(unknown)}: known are {', '.join(sorted(known))}"

@@ -15,7 +15,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _RESTORE_CHOICES: dict[str, tuple[str, ...]] = {
     "destinations": ("grid", "bipartite"),
     "metric": ("sketch", "token", "key"),
-    "plan": ("block", "module"),
     "restore": ("linear", "copy", "weighted"),
 }
 
@@ -68,10 +67,6 @@ class RestorePreset(Setting):
         metric: similarity is that of the tokens that enter the block: of a ``"sketch"`` of them on
             64 fixed random directions, or of the whole ``"token"``; or that of the ``"key"``
             vectors of the self-attention, averaged over heads.
-        plan: ``"block"`` matches once and uses it in all modules of a block; under guidance the
-            semantic value is then what the prompt has changed in each token. ``"module"`` is the
-            paper's way: the mean query of the image guides, and cross-attention has a plan of
-            its own, guided by the mean key of the prompt.
         restore: a merged token gets back the ``"copy"`` of its destination, or the
             ``"weighted"`` mean of the two most similar destinations (Eq. 14); ``"linear"`` adds
             to the copy, after feed-forward, what a linear map fitted to the survivors makes of the
@@ -85,7 +80,6 @@ class RestorePreset(Setting):
 
     destinations: Literal["grid", "bipartite"] = "grid"
     metric: Literal["sketch", "token", "key"] = "sketch"
-    plan: Literal["block", "module"] = "block"
     restore: Literal["linear", "copy", "weighted"] = "linear"
 
     def __post_init__(self) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from turbovlm.config.base import (
     Setting,
     as_alpha,
     as_count,
     as_number,
+    check_choices,
     check_flag,
     check_method,
 )
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from turbovlm.maths.match import Rule
 
 OURS = RestorePreset()
-PAPER = RestorePreset("bipartite", "key", "module", "weighted")
+PAPER = RestorePreset("bipartite", "key", "weighted")
 MODULES = ("self_attention", "cross_attention", "feed_forward")
 _PRESET = "MergeRestore.paper(ratio=...), or preset=RestorePreset(...)"
 
@@ -52,6 +53,10 @@ class MergeRestore(Setting):
         cell: height and width of a cell of the grid, in tokens.
         seed: which token of a cell is the destination is drawn anew in each block and step from
             this seed, the same in every run; None takes the first token of every cell, always.
+        plan: ``"block"`` matches once and uses it in all modules of a block; under guidance the
+            semantic value is then what the prompt has changed in each token. ``"module"`` is the
+            paper's way: the mean query of the image guides, and cross-attention has a plan of
+            its own, guided by the mean key of the prompt.
         proportional: a merged token counts in self-attention as often as it has members
             (supplementary Eq. 2); False is the way of tomesd.
         guidance: whether the second half of every batch is the first half again with the prompt,
@@ -65,7 +70,7 @@ class MergeRestore(Setting):
 
     kind: ClassVar[str] = "merge_restore"
     renamed: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("destinations", "metric", "plan", "restore"), _PRESET
+        ("destinations", "metric", "restore"), _PRESET
     )
 
     ratio: float | tuple[float, ...]
@@ -77,6 +82,7 @@ class MergeRestore(Setting):
     alpha: float | None = None
     cell: tuple[int, int] = (2, 2)
     seed: int | None = 0
+    plan: Literal["block", "module"] = "block"
     proportional: bool = True
     guidance: bool | None = None
     preset: RestorePreset = OURS
@@ -92,13 +98,13 @@ class MergeRestore(Setting):
         Raises:
             ConfigError: for a value out of range.
         """
-        return cls.from_dict({"ratio": ratio, **fields, "preset": PAPER})
+        return cls.from_dict({"ratio": ratio, "plan": "module", **fields, "preset": PAPER})
 
     def __repr__(self) -> str:
-        """As one would write it: `MergeRestore.paper` for the paper's preset."""
-        if self.preset != PAPER:
+        """As one would write it: `MergeRestore.paper` for the paper's way."""
+        if self.preset != PAPER or self.plan != "module":
             return super().__repr__()
-        given = {n: v for n, v in self._given().items() if n != "preset"}
+        given = {n: v for n, v in self._given().items() if n not in ("preset", "plan")}
         return f"MergeRestore.paper({', '.join(f'{n}={v!r}' for n, v in given.items())})"
 
     def __post_init__(self) -> None:
@@ -106,6 +112,7 @@ class MergeRestore(Setting):
             self._set("preset", RestorePreset.from_dict(self.preset))
         if not isinstance(self.preset, RestorePreset):
             raise ConfigError(f"preset must come from {_PRESET}, not {self.preset!r}")
+        check_choices(self, {"plan": ("block", "module")})
         self._set("alpha", as_alpha(self.alpha))
         check_method(self.method, {} if self.alpha is None else {"alpha": self.alpha})
         self._set("min_tokens", as_count("min_tokens", self.min_tokens))

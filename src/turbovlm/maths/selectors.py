@@ -54,10 +54,13 @@ def uniform(tokens: Candidates, keep: int) -> Tensor:
 
 
 def random(tokens: Candidates, keep: int) -> Tensor:
-    """The same random tokens in every image of a group, drawn on the CPU from the seed."""
+    """The same random places in every image, drawn on the CPU from the seed.
+
+    What stays of an image may not depend on which others are in its batch.
+    """
     generator = torch.Generator().manual_seed(tokens.seed)
     images, count, _ = tokens.unit.shape
-    return torch.rand(images, count, generator=generator).to(tokens.unit.device)
+    return torch.rand(count, generator=generator).to(tokens.unit.device).expand(images, -1)
 
 
 def spread(distance: Tensor, keep: int) -> Tensor:

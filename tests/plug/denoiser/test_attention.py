@@ -18,11 +18,10 @@ from torch import Tensor
 import turbovlm
 from tests.hosts import denoisers
 from turbovlm import MergeRestore
-from turbovlm.config import RestorePreset
 from turbovlm.errors import UnsupportedInput
 
 SOME = MergeRestore(ratio=0.3)
-MODULE = MergeRestore(ratio=0.3, preset=RestorePreset(plan="module"))
+MODULE = MergeRestore(ratio=0.3, plan="module")
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +52,7 @@ def with_image_prompt() -> tuple[Any, Callable[..., Tensor]]:
     [
         SOME,
         MODULE,
-        MergeRestore(ratio=0.3, preset=RestorePreset(plan="module"), guidance=True),
+        MergeRestore(ratio=0.3, plan="module", guidance=True),
         MergeRestore(ratio=0.3, self_attention=0.0),
     ],
     ids=str,
@@ -120,7 +119,7 @@ def test_blocks_without_self_attention(plan: str, metric: str, off: dict[str, fl
     plain = case.step()
     kinds = {"cross_attention", "feed_forward"}
     setting = MergeRestore.from_dict(
-        {"ratio": 0.3, "preset": {"plan": plan, "metric": metric}, **off}
+        {"ratio": 0.3, "plan": plan, "preset": {"metric": metric}, **off}
     )
     with turbovlm.applied(case.model, setting) as run:
         merged = case.step()

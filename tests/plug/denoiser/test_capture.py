@@ -24,7 +24,7 @@ REDUCTIONS = ("linalg_vector_norm",)
 SETTINGS: tuple[dict[str, Any], ...] = (
     {},
     {"guidance": True},
-    {"preset": {"plan": "module"}, "guidance": True},
+    {"plan": "module", "guidance": True},
     {"preset": {"restore": "weighted", "metric": "key"}},
     {"preset": {"destinations": "bipartite"}, "method": "random", "seed": 3},
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -84,7 +85,7 @@ def _plan(
         row = next((row for row in own if is_named(block, (row.block,))), None)
         if row is None or set(name.split(".")) & set(row.skip):
             continue
-        yield from _block(patch, name, block, number)
+        yield from _block(patch, row, name, block, number)
         number += 1
     if not number:
         raise NothingToPatch(
@@ -98,12 +99,15 @@ def _plain(patch: DenoiserPatch, module: nn.Module) -> PlainSite:
     return PlainSite(patch, host, parameters_of(host.forward))
 
 
-def _block(patch: DenoiserPatch, name: str, block: nn.Module, number: int) -> Iterator[Swap]:
-    row = patch.row
+def _block(
+    patch: DenoiserPatch, row: Denoiser, name: str, block: nn.Module, number: int
+) -> Iterator[Swap]:
     attentions = [m for n in row.attention if (m := getattr(block, n, None)) is not None]
+    host = plain_class(block)
+    names = parameters_of(host.forward)
+    site = ModuleSite(patch, host, names, name, "whole", number, attentions[0], row)
     if row.whole:
-        site = _site(patch, name, "whole", number, attentions[0], block)
-        yield Swap(block, TurboWhole, site)
+        yield Swap(block, TurboWhole, _seen(site, attentions[0]))
         return
     yield Swap(block, TurboEntry, _plain(patch, block))
     for child in (*row.attention, *row.feed_forward):
@@ -113,24 +117,19 @@ def _block(patch: DenoiserPatch, name: str, block: nn.Module, number: int) -> It
         kind: Kind = "feed_forward"
         if child in row.attention:
             kind = "cross_attention" if is_cross(module) else "self_attention"
-        site = _site(patch, f"{name}.{child}", kind, number, attentions[0], module)
-        yield Swap(module, TurboModule, site)
+        host = plain_class(module)
+        names = parameters_of(host.forward)
+        own = replace(site, host=host, names=names, name=f"{name}.{child}", kind=kind)
+        yield Swap(module, TurboModule, _seen(own, module))
 
 
-def _site(
-    patch: DenoiserPatch,
-    name: str,
-    kind: Kind,
-    number: int,
-    attention: nn.Module,
-    module: nn.Module,
-) -> ModuleSite:
-    host, config = plain_class(module), patch.config
-    if config.proportional and kind in ("self_attention", "whole") and config.self_attention != 0:
-        check_visible(module if kind == "self_attention" else attention, name)
-    return ModuleSite(
-        patch, host, parameters_of(host.forward), name, kind, number, attention, patch.row
-    )
+def _seen(site: ModuleSite, module: nn.Module) -> ModuleSite:
+    """The site, if members can be counted in the attention of ``module`` where they must be."""
+    config = site.patch.config
+    attends = site.kind in ("self_attention", "whole")
+    if config.proportional and attends and config.self_attention != 0:
+        check_visible(module, site.name)
+    return site
 
 
 def _unknown(model: Any, rows: Sequence[Denoiser]) -> str:

@@ -248,7 +248,7 @@ class DenoiserPatch(Patch[MergeRestore, DenoiserCall, DenoiserCall]):
         self, call: DenoiserCall, site: ModuleSite, module: nn.Module, x: Tensor, r: int
     ) -> Fold | None:
         batch, tokens, _ = x.shape
-        own = self.preset.plan == "module" and site.kind == "cross_attention"
+        own = self.config.plan == "module" and site.kind == "cross_attention"
         if not own and call.shared is not None and call.shared[:2] == (site.block, r):
             fold = call.shared[2]
             if fold.owner.shape == (batch, tokens):
@@ -300,7 +300,7 @@ class DenoiserPatch(Patch[MergeRestore, DenoiserCall, DenoiserCall]):
         without, or where the paper's way is asked for, attention received by what the module
         reads, ``x``.
         """
-        if self.preset.plan == "block" and call.paired:
+        if self.config.plan == "block" and call.paired:
             first, second = came.chunk(2)
             return changed(first, second), 1.0
         text = None if call.text is None else call.halves(call.text)
@@ -360,7 +360,7 @@ class DenoiserPatch(Patch[MergeRestore, DenoiserCall, DenoiserCall]):
         else:
             # filled, not copied: a copy from the host would wait
             clock = torch.full((), _host_number(time), dtype=torch.float32, device=device)
-        return (clock * (1000 / self.row.clock)).long() + self.config.seed * 104729
+        return (clock * (1000 / self.row.clock)).long() + self.config.seed * 104729 % 2**62
 
 
 def _host_number(time: Any) -> float:

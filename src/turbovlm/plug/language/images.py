@@ -154,13 +154,17 @@ def _count(config: VisualTokens, tokens: int, place: Tensor | None) -> int:
 
 
 def _least(config: VisualTokens, place: Tensor | None) -> int:
-    return frames(place) if place is not None and config.floor else 1
+    return frames(place) if place is not None and _floored(config) else 1
+
+
+def _floored(config: VisualTokens) -> bool:
+    return config.floor and config.method == "turbo"
 
 
 def _select(config: VisualTokens, candidates: Candidates, keep: int) -> Selection:
     scores = SELECTORS[config.method](candidates, keep)
     cell = None
-    if config.floor and config.method == "turbo" and candidates.place is not None:
+    if _floored(config) and candidates.place is not None:
         cell = cells(candidates.place, keep)
         cell = None if cell is None else cell.to(scores.device)
     return keep_tokens(candidates.unit, scores, keep, cell=cell, merge=config.merge)

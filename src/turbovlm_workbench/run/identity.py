@@ -22,6 +22,7 @@ from turbovlm_workbench.load.prepare import Prepare
 # Of configurations: where they came from and who wrote them, which changes nothing.
 ORIGIN = ("_name_or_path", "name_or_path", "transformers_version", "_diffusers_version")
 ORIGIN += ("_commit_hash", "_class_name", "_use_default_values")
+SENTENCE = 'A man\'s 2 dogs, under-water: "très vite"!'
 GRID = 4  # cells of a side in which preprocessed pixels are averaged
 
 
@@ -48,6 +49,8 @@ def _add(whole: Any, part: Any) -> None:
         whole.update(_json(_configuration(getattr(part, "generation_config", None))))
     if callable(words := getattr(part, "get_vocab", None)):
         whole.update(_json(words()))
+    if "Tokenizer" in type(part).__name__:
+        whole.update(_json(_ids(part)))
     whole.update(_json(_configuration(getattr(part, "config", None))))
 
 
@@ -88,6 +91,13 @@ def _probe(prepare: Prepare) -> Any:
     pixels = prepare([picture])
     means = F.adaptive_avg_pool2d(pixels.float(), GRID)
     return [list(pixels.shape), [round(value, 2) + 0.0 for value in means.flatten().tolist()]]
+
+
+def _ids(tokenizer: Any) -> Any:
+    """What a sentence becomes: a vocabulary alone does not say how words are cut."""
+    found = tokenizer([SENTENCE])
+    ids = found["input_ids"] if isinstance(found, Mapping) else found
+    return ids.tolist() if isinstance(ids, Tensor) else ids
 
 
 def _json(value: Any) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 
 from turbovlm.errors import ConfigError, InputError
+from turbovlm_workbench.data.content import content_digest
 from turbovlm_workbench.data.images import find_images, read_image
 from turbovlm_workbench.data.predictions import SETTINGS, Record, Records
 from turbovlm_workbench.generation.draw import Drawing, check_seed, draw_pictures
@@ -169,11 +170,13 @@ class Generation(ScoredTask):
         for index, prompt, seed, picture in zip(indices, prompts, seeds, pictures, strict=True):
             file = f"{PICTURES}/{index:06d}.png"
             picture.save(self.out / file)
-            records.append({"prompt": prompt, "seed": seed, "file": file, "seconds": seconds})
+            record = {"prompt": prompt, "seed": seed, "file": file, "seconds": seconds}
+            records.append({**record, "content": content_digest([self.out / file])})
         return records
 
     def _score(self, records: Mapping[str, Record], scoring: PictureScoring) -> TaskScores:
         files = {key: self.out / record["file"] for key, record in records.items()}
+        _check_untouched(records, files)
         metrics = {SPEED.key: 1 / median(r["seconds"] for r in records.values())}
         each: dict[str, dict[str, float]] = {}
         notes: dict[str, str] = {}
@@ -191,6 +194,17 @@ class Generation(ScoredTask):
                 metrics[PSNR.key] = ratio
         metrics |= {key: sum(v.values()) / len(v) for key, v in each.items()}
         return TaskScores(metrics, each, notes)
+
+
+def _check_untouched(records: Mapping[str, Record], files: Mapping[str, Path]) -> None:
+    """Raise `InputError` where a picture is not the one that was drawn."""
+    for key, path in files.items():
+        # records of earlier versions do not say what was drawn
+        if content_digest([path]) != records[key].get("content", content_digest([path])):
+            raise InputError(
+                f"{path} is gone or no longer the picture that was drawn: put it back, or draw "
+                "all of them again with another --out"
+            )
 
 
 def _clip(

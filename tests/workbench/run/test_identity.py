@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -111,6 +112,13 @@ def test_the_digest_knows_preprocessing_and_words(tmp_path: Path) -> None:
     again = load_model(str(folder))
     assert model_digest({"model": again.model, "prepare": again.prepare}) != first
     assert model_digest({"model": again.model, "prepare": loaded.prepare}) == first
+
+
+def test_the_digest_knows_how_words_are_cut() -> None:
+    lower, upper = (SimpleTokenizer(clean=clean) for clean in ("lower", "whitespace"))
+    first = model_digest({"tokenizer": lower})
+    assert model_digest({"tokenizer": SimpleTokenizer(clean="lower")}) == first
+    assert model_digest({"tokenizer": upper}) != first
 
 
 def test_a_repaired_picture_ranks_all_anew(tmp_path: Path) -> None:

@@ -130,6 +130,19 @@ def test_pictures_are_drawn_once_and_scored_anew(place: Path, plain: Path, tmp_p
     assert before == {path: path.stat().st_mtime_ns for path in (out / "pictures").iterdir()}
 
 
+def test_a_picture_that_was_touched_is_not_scored(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_task(drawing(place, out), HALF, plan(out))
+    second = out / "pictures" / "000001.png"
+    kept = second.read_bytes()
+    for change in (lambda: second.write_bytes(kept + b" "), second.unlink):
+        change()
+        with pytest.raises(InputError, match=r"000001.png is gone or no longer the picture"):
+            run_task(drawing(place, out), HALF, plan(out))
+    second.write_bytes(kept)
+    assert run_task(drawing(place, out), HALF, plan(out)) is not None
+
+
 def test_an_interrupted_run_goes_on_where_it_was(place: Path, plain: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
 

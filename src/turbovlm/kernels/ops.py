@@ -1,4 +1,4 @@
-"""The calls behind the face: which inputs a kernel takes, and an operator that compilers follow.
+"""Which inputs a kernel takes, and each kernel as an operator that compilers can follow.
 
 Every function is registered with torch, so that ``torch.compile(fullgraph=True)``, export and
 fake tensors see one operator with known shapes. Eager calls skip the dispatcher.

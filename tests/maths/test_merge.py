@@ -18,7 +18,7 @@ from turbovlm.maths.match import Padding, nearest, unit_rows
 from turbovlm.maths.merge import LOG_EMPTY, merge, restore, size_bias
 from turbovlm.maths.plan import Plan
 from turbovlm.maths.schedule import removable
-from turbovlm.maths.sets import EvenOdd
+from turbovlm.maths.sets import EvenOdd, EvenOddWithin
 
 REDUNDANCY = Merge(r=1, method="redundancy")
 
@@ -129,6 +129,43 @@ def test_a_padded_sample_merges_what_it_would_alone() -> None:
         assert torch.equal(total[:, :10], sizes)
         assert total[:, 10:].sum() == 0
         assert y.shape[1] == 16
+
+
+def test_pairs_stay_inside_segments() -> None:
+    """By hand, s d s | d s | d: the best pair of all, 70 and 71 degrees, is in two segments."""
+    unit = angles(0, 20, 70, 71, 40, 41)
+    within = torch.tensor([[0, 0, 0, 1, 1, 2]])
+    sets = EvenOddWithin(6, within=within)
+    redundancy, partner = nearest(unit, sets)
+    expected = [math.cos(math.radians(a)) for a in (20, 50, 31)]
+    torch.testing.assert_close(redundancy, torch.tensor([expected]))
+    assert partner.tolist() == [[0, 0, 1]]
+    rule = REDUNDANCY.rule
+    assert matching.match(unit, None, 1, sets, rule).plan.source.tolist() == [[0]]
+    plan = matching.match(unit, None, 3, sets, rule).plan
+    assert plan.keep.tolist() == [[1, 3, 5]]
+    assert matching.match(unit, None, 1, EvenOdd(6), rule).plan.source.tolist() == [[2]]
+
+
+@pytest.mark.parametrize("method", ["turbo", "redundancy", "random"])
+def test_segments_in_tiles_and_at_random(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(3)
+    unit = unit_rows(torch.randn(2, 40, 8, generator=generator))
+    value = torch.rand(2, 40, generator=generator) / 40
+    cuts = torch.rand(2, 40, generator=generator) < 0.3
+    within = cuts.cumsum(1)
+    sets, rule = EvenOddWithin(40, within=within), Merge(r=1, method=method).rule
+    r = int((nearest(unit, sets)[0] > -torch.inf).sum(1).min())
+    found = matching.match(unit, value, r, sets, rule).plan
+    assert r > 10
+    assert torch.equal(within.gather(1, found.source), within.gather(1, found.destination))
+    assert (found.source % 2 == 0).all()
+    assert (found.destination % 2 == 1).all()
+    monkeypatch.setattr(matching, "TILE_SOURCES", 1)
+    monkeypatch.setattr(matching, "TILE_ROWS", 7)
+    tiled = matching.match(unit, value, r, sets, rule).plan
+    assert torch.equal(tiled.source, found.source)
+    assert torch.equal(tiled.destination, found.destination)
 
 
 def test_the_order_of_the_released_code_puts_even_survivors_first() -> None:

@@ -162,6 +162,21 @@ def test_a_whole_model_with_fewer_visual_tokens() -> None:
     assert fewer.calls < host.calls
 
 
+def test_layout_pads_segments_of_about_one_length() -> None:
+    x = torch.arange(13).unsqueeze(1)
+    layout = Layout.of((4, 2, 1, 6), x.device, 4)
+    parts = layout.split(x)
+    assert parts[0][..., 0].tolist() == [[0, 1, 2, 3], [4, 5, 5, 5], [6, 6, 6, 6]]
+    assert parts[1][..., 0].tolist() == [[7, 8, 9, 10, 11, 12]]
+    assert layout.real[0] is not None
+    assert layout.real[0].sum(1).tolist() == [4, 2, 1]
+    assert layout.real[1] is None
+    assert torch.equal(layout.join(parts), x)
+    whole = Layout.of((6, 6), x.device, 4)
+    assert whole.order is None
+    assert whole.real == (None,)
+
+
 def test_layout_is_a_permutation() -> None:
     x = torch.arange(2 * 14).view(14, 2)
     layout = Layout.of((4, 2, 0, 4, 3, 1), x.device)

@@ -11,7 +11,7 @@ from turbovlm.maths.hashing import random_scores
 from turbovlm.maths.plan import Plan, complete
 from turbovlm.maths.precision import full_precision
 from turbovlm.maths.score import Context, Score
-from turbovlm.maths.sets import EvenOdd, Sets
+from turbovlm.maths.sets import EvenOdd, EvenOddWithin, Sets
 
 TILE_ROWS = 512
 """Rows of similarity that are computed at a time."""
@@ -95,7 +95,8 @@ def nearest(
 
     Args:
         unit: ``(B, N, d)``, see `unit_rows`.
-        sets: source and destination sets.
+        sets: source and destination sets; of `EvenOddWithin`, destinations in another segment are
+            not open.
         count: how many destinations, 1 or 2.
         real: ``(B, N)`` bool, False for padding, which is never a destination.
 
@@ -106,17 +107,25 @@ def nearest(
     sources, other = sets.sources(unit), sets.destinations(unit).transpose(1, 2)
     closed = None if real is None else ~sets.destinations(real).unsqueeze(1)
 
-    def best(rows: Tensor) -> tuple[Tensor, Tensor]:
+    goal = sets.destinations(sets.within) if isinstance(sets, EvenOddWithin) else None
+
+    def best(rows: Tensor, home: Tensor | None) -> tuple[Tensor, Tensor]:
         similarity = rows @ other
         if closed is not None:
             similarity = similarity.masked_fill(closed, -torch.inf)
+        if home is not None and goal is not None:
+            apart = home.unsqueeze(2) != goal.unsqueeze(1)
+            similarity = similarity.masked_fill(apart, -torch.inf)
         found = similarity.max(-1) if count == 1 else similarity.topk(count, dim=-1)
         return found[0], found[1]
 
+    home = sets.sources(sets.within) if isinstance(sets, EvenOddWithin) else None
     with full_precision(unit):
         if sources.shape[1] < TILE_SOURCES:
-            return best(sources)
-        tiles = [best(rows) for rows in sources.split(TILE_ROWS, dim=1)]
+            return best(sources, home)
+        rows = sources.split(TILE_ROWS, dim=1)
+        homes = [None] * len(rows) if home is None else home.split(TILE_ROWS, dim=1)
+        tiles = [best(*tile) for tile in zip(rows, homes, strict=True)]
     return torch.cat([t[0] for t in tiles], 1), torch.cat([t[1] for t in tiles], 1)
 
 
@@ -133,7 +142,8 @@ def match(
     Args:
         unit: ``(B, N, d)`` what similarity is measured on, see `unit_rows`.
         value: semantic value A ``(B, N)``, or None where the score does not read it.
-        r: tokens to remove, at most S.
+        r: tokens to remove, at most S; of `EvenOddWithin`, at most the sources that have a
+            destination in their segment.
         sets: source and destination sets.
         rule: the score, and where it is asked.
         padding: of the batch. Each sample then merges ``padding.removed`` of its real tokens, and
@@ -145,6 +155,9 @@ def match(
         real = torch.arange(tokens, device=unit.device) < padding.count
     redundancy, partner = nearest(unit, sets, count=2 if rule.runner_up else 1, real=real)
     best = redundancy[..., 0] if rule.runner_up else redundancy
+    known = None if real is None else sets.sources(real)
+    if isinstance(sets, EvenOddWithin):
+        known = best > -torch.inf
     if rule.score.random_pairs:
         partner = _random_pairs(partner, sets, rule, real)
     context = Context(
@@ -153,7 +166,7 @@ def match(
         rule.alpha,
         rule.seed,
         rule.share,
-        None if real is None else sets.sources(real),
+        known,
     )
     seen = None if value is None else sets.sources(value)
     degree = rule.score.function(best, seen, context)
@@ -179,7 +192,13 @@ def match(
 def _random_pairs(partner: Tensor, sets: Sets, rule: Rule, real: Tensor | None) -> Tensor:
     """Pseudo-random destinations in the place of ``partner`` (Table 8, A1)."""
     drawn = random_scores(sets.source_count, rule.seed + 1, rule.block, partner.device)
-    if real is None:
+    if isinstance(sets, EvenOddWithin):
+        home, goal = sets.sources(sets.within), sets.destinations(sets.within).contiguous()
+        first = torch.searchsorted(goal, home.contiguous())
+        left = torch.searchsorted(goal, home.contiguous(), right=True) - first
+        index = first + torch.minimum((drawn * left).long(), (left - 1).clamp_min(0))
+        index = index.clamp_max(sets.destination_count - 1)
+    elif real is None:
         count = sets.destination_count
         index = (drawn * count).long().clamp_max(count - 1)
     else:

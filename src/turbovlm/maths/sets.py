@@ -6,7 +6,7 @@ cell of an image. Both are static: nothing is sorted or counted, so a compiler c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -104,6 +104,17 @@ class EvenOdd:
         """``first_destination + 2 index``."""
         every = positions(self.first_destination, self.tokens, 2, index.device)
         return every.take(index)
+
+
+@dataclass(frozen=True)
+class EvenOddWithin(EvenOdd):
+    """`EvenOdd` where pairs stay inside a segment.
+
+    Attributes:
+        within: ``(B, N)`` int64 segment of each token, ascending.
+    """
+
+    within: Tensor = field(kw_only=True)
 
 
 @dataclass(frozen=True)

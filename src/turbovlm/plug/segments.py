@@ -31,19 +31,29 @@ class Layout:
     """Where the segments of a packed sequence of N tokens lie, those of one length together.
 
     Attributes:
-        groups: length and number of the segments of each length.
-        order: ``(N,)`` int64 the tokens group by group, or None where there is one group.
-        inverse: ``(N,)`` int64 its inverse.
+        groups: length and number of the segments of each group.
+        real: for each group ``(segments, length)`` bool, False for padding; None without padding.
+        order: ``(M,)`` int64 the tokens group by group, where padding repeats the last token of
+            its segment; None for one group without padding.
+        inverse: ``(N,)`` int64 where each token stands in that order.
     """
 
     groups: tuple[tuple[int, int], ...]
+    real: tuple[Tensor | None, ...]
     order: Tensor | None
     inverse: Tensor | None
 
     @staticmethod
-    def of(lengths: tuple[int, ...], device: torch.device) -> Layout:
-        """The layout of segments of these lengths; kept, as every block needs the same."""
-        return _layout(lengths, device, torch.is_inference_mode_enabled())
+    def of(lengths: tuple[int, ...], device: torch.device, step: int = 1) -> Layout:
+        """The layout of segments of these lengths; kept, as every block needs the same.
+
+        Args:
+            lengths: of the segments, in tokens.
+            device: of the tokens.
+            step: lengths that are equal after rounding up to a multiple of this share a group,
+                padded to its longest segment.
+        """
+        return _layout(lengths, device, step, torch.is_inference_mode_enabled())
 
     def split(self, x: Tensor) -> list[Tensor]:
         """``(N, ...)`` to one ``(segments, length, ...)`` for each length."""
@@ -59,23 +69,27 @@ class Layout:
 
 
 @functools.lru_cache(maxsize=16)
-def _layout(lengths: tuple[int, ...], device: torch.device, inference: bool) -> Layout:
+def _layout(lengths: tuple[int, ...], device: torch.device, step: int, inference: bool) -> Layout:
     # tensors made in inference mode cannot be used in training, so that is part of the key
-    ends = accumulate(lengths)
-    starts: dict[int, list[int]] = {}
-    for length, end in zip(lengths, ends, strict=True):
+    members: dict[int, list[tuple[int, int]]] = {}
+    for length, end in zip(lengths, accumulate(lengths), strict=True):
         if length:
-            starts.setdefault(length, []).append(end - length)
-    groups = tuple((length, len(at)) for length, at in starts.items())
-    if len(groups) == 1:
-        return Layout(groups, None, None)
-    order = torch.cat(
-        [
-            (torch.tensor(at)[:, None] + torch.arange(length)).flatten()
-            for length, at in starts.items()
-        ]
-    )
-    return Layout(groups, order.to(device), order.argsort().to(device))
+            members.setdefault(-(-length // step), []).append((end - length, length))
+    groups, rows, real = [], [], []
+    for found in members.values():
+        starts, counts = torch.tensor(found).unsqueeze(2).unbind(1)
+        places = torch.arange(max(length for _, length in found))
+        groups.append((len(places), len(found)))
+        rows.append((starts + torch.minimum(places, counts - 1)).flatten())
+        real.append(places < counts)
+    padded = [bool((~r).any()) for r in real]
+    masks = tuple(r.to(device) if p else None for r, p in zip(real, padded, strict=True))
+    if len(groups) == 1 and not padded[0]:
+        return Layout(tuple(groups), masks, None, None)
+    order, mask = torch.cat(rows), torch.cat([r.flatten() for r in real])
+    inverse = torch.empty(sum(lengths), dtype=torch.int64)
+    inverse[order[mask]] = mask.nonzero()[:, 0]
+    return Layout(tuple(groups), masks, order.to(device), inverse.to(device))
 
 
 class SegmentMode(TorchFunctionMode):
@@ -83,14 +97,15 @@ class SegmentMode(TorchFunctionMode):
 
     Args:
         lengths: of the segments, in tokens.
+        step: see `Layout.of`.
 
     Attributes:
         calls: attentions seen; 0 at the end means that a kernel hid them.
     """
 
-    def __init__(self, lengths: tuple[int, ...]) -> None:
+    def __init__(self, lengths: tuple[int, ...], step: int = 1) -> None:
         super().__init__()
-        self.lengths = lengths
+        self.lengths, self.step = lengths, step
         self.calls = 0
 
     def __torch_function__(
@@ -124,16 +139,24 @@ class SegmentMode(TorchFunctionMode):
         if query.shape[0] != 1 or attn_mask is not None or is_causal:
             raise UnsupportedInput(
                 "attention within segments is written for one packed sequence without a mask: "
-                "report the host, and turbovlm.unfuse_attention(model)"
+                "report the host, and take turbovlm off it (remove, unfuse_attention)"
             )
-        layout = Layout.of(self.lengths, query.device)
+        layout = Layout.of(self.lengths, query.device, self.step)
         # over rows (N, H, d), which is how a joint projection lies in memory
         parts = zip(*(layout.split(t[0].transpose(0, 1)) for t in (query, key, value)), strict=True)
+        kwargs["dropout_p"] = dropout_p
         outputs = [
-            FUSED(*(t.transpose(1, 2) for t in part), dropout_p=dropout_p, **kwargs)
-            for part in parts
+            self.attend_group(layout, group, [t.transpose(1, 2) for t in part], kwargs)
+            for group, part in enumerate(parts)
         ]
         return layout.join([o.transpose(1, 2) for o in outputs]).transpose(0, 1).unsqueeze(0)
+
+    def attend_group(
+        self, layout: Layout, group: int, qkv: Sequence[Tensor], given: Mapping[str, Any]
+    ) -> Tensor:
+        """The attention of the segments of one group: ``(segments, H, length, d)`` each."""
+        query, key, value = qkv
+        return FUSED(query, key, value, **given)
 
 
 class SegmentedAttention(nn.Module):

@@ -36,12 +36,31 @@ class Packed:
         name: for the test's id.
         build: the tower.
         windows: whether some of its blocks attend within windows.
+        grids: frames, height and width in patches of its images.
+        pictures: whether it is given whole pictures and their sizes, not patches.
     """
 
     name: str
     build: Callable[[], nn.Module]
     windows: bool = False
     grids: Sequence[tuple[int, int, int]] = GRIDS
+    pictures: bool = False
+
+    def inputs(self, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Patches or pictures, and where each image ends or how large it is."""
+        if not self.pictures:
+            return pack(self.grids, seed)
+        sizes = torch.tensor(self.grids)[:, 1:] * SIZES["patch_size"]
+        generator = torch.Generator().manual_seed(seed)
+        height, width = sizes.amax(0).tolist()
+        return torch.randn(len(sizes), 3, height, width, generator=generator), sizes
+
+    def alone(self, image: int) -> tuple[Tensor, Tensor]:
+        """The same for one of the images."""
+        pixels, sizes = self.inputs()
+        rows = [1] * len(sizes) if self.pictures else sizes.prod(1).tolist()
+        first = sum(rows[:image])
+        return pixels[first : first + rows[image]], sizes[image : image + 1]
 
 
 def tower(package: str, name: str, kind: str, **config: Any) -> Callable[[], nn.Module]:
@@ -97,6 +116,26 @@ CASES = (
     ),
 )
 
+PIXTRAL = Packed(
+    "pixtral",
+    lambda: wild(
+        hf.PixtralVisionModel._from_config(
+            hf.PixtralVisionConfig(
+                hidden_size=48,
+                intermediate_size=96,
+                num_hidden_layers=DEPTH,
+                num_attention_heads=4,
+                patch_size=8,
+                image_size=96,
+            ),
+            attn_implementation="sdpa",
+        )
+    ),
+    grids=(*GRIDS[:3], (1, 6, 6), (1, 6, 6)),
+    pictures=True,
+)
+MERGED = (*CASES, PIXTRAL)
+
 
 def pack(grids: Sequence[tuple[int, int, int]] = GRIDS, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Patches ``(N, 3 * 2 * 8 * 8)`` of random pictures, and their grids ``(images, 3)``."""
@@ -106,6 +145,10 @@ def pack(grids: Sequence[tuple[int, int, int]] = GRIDS, seed: int = 0) -> tuple[
 
 
 def run(model: Any, pixels: Tensor, grids: Tensor) -> tuple[Tensor, ...]:
-    """Patches ``(N, C)``, merged cells ``(N / 4, D)``, and those of deepstack."""
+    """Patches ``(N, C)``, merged cells ``(N / 4, D)``, and those of deepstack; Pixtral's patches
+    twice, as it joins no cells.
+    """
+    if pixels.dim() == 4:
+        return (model(pixels, image_sizes=grids).last_hidden_state[0],) * 2
     out = model(pixels, grid_thw=grids)
     return out.last_hidden_state, out.pooler_output, *(getattr(out, "deepstack_features", ()) or ())

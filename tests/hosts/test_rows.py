@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import turbovlm
+from tests.hosts.packed import MERGED as PACKED  # their own gauntlet is test_packed.py
 from tests.hosts.zoo import CASES as COMMON
 from tests.hosts.zoo import Case
 from tests.hosts.zoo_copies import COPIES
@@ -66,7 +67,7 @@ def as_input(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def test_every_row_has_a_model_here() -> None:
-    built = {id(find_towers(case.build(), hosts.rows())[0].row) for case in CASES}
+    built = {id(find_towers(case.build(), hosts.rows())[0].row) for case in (*CASES, *PACKED)}
     assert [row.block for row in hosts.rows() if id(row) not in built] == []
 
 

@@ -223,20 +223,6 @@ def test_newlines_stay() -> None:
     assert image.place[newline, 1].tolist() == [0.125, 0.375, 0.625, 0.875]
 
 
-def test_merging_in_the_tower_and_fewer_tokens() -> None:
-    model, inputs = cast(Any, LLAVA.build()), LLAVA.inputs(1, 2)
-    with turbovlm.applied(model, VisualTokens(keep=0.25)):
-        only = model.model(**inputs).last_hidden_state
-    with turbovlm.applied(model, Merge(r=6), VisualTokens(keep=0.25)) as run:
-        short, trace = model.model(**inputs).last_hidden_state, run.visual
-        assert run.trace.tokens[-1] < run.trace.start
-    with turbovlm.applied(model, Merge(r=6)):
-        expected = oracle.hidden_states(model, inputs, trace)
-    for row, states in zip(short, expected, strict=True):
-        torch.testing.assert_close(row[-len(states) :], states, atol=2e-5, rtol=1e-4)
-    assert (short[:, -1] - only[:, -1]).abs().max() > 1e-3
-
-
 def video_of(case: Case, frames: int) -> dict[str, Any]:
     """A prompt with one video of ``frames`` frames of 4 x 4 tokens."""
     if case.name == "llava_onevision":

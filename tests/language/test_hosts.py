@@ -13,6 +13,7 @@ import turbovlm
 from tests.language import oracle
 from tests.language.run import NEW, alone_of, generated, reduced, trace_of, without_cache
 from tests.language.zoo import CASES, Case
+from turbovlm.config import Merge, VisualTokens
 from turbovlm.maths import select
 from turbovlm.plug.swap import patched
 
@@ -60,6 +61,25 @@ def test_dropped_is_hidden(case: Case, attention: str) -> None:
     for row, rows in zip(short, expected, strict=True):
         torch.testing.assert_close(row[-len(rows) :], rows, atol=2e-5, rtol=1e-4)
     assert difference > 1e-2
+
+
+@every_case
+def test_merging_in_the_tower_as_well(case: Case) -> None:
+    model: Any = case.build()
+    inputs = case.inputs(1, 2)
+    with turbovlm.applied(model, VisualTokens(keep=0.25)):
+        only = model.model(**inputs).last_hidden_state
+    with turbovlm.applied(model, Merge(r=6), VisualTokens(keep=0.25)) as run:
+        short, trace = model.model(**inputs).last_hidden_state, run.visual
+        assert run.trace.tokens[-1] < run.trace.start
+        assert generated(model, inputs).shape == (2, NEW)
+    with turbovlm.applied(model, Merge(r=6)):
+        expected = (oracle.shortened if case.recurrent else oracle.hidden_states)(
+            model, inputs, trace
+        )
+    for row, states in zip(short, expected, strict=True):
+        torch.testing.assert_close(row[-len(states) :], states, atol=2e-5, rtol=1e-4)
+    assert (short[:, -1] - only[:, -1]).abs().max() > 1e-3
 
 
 @every_case

@@ -35,7 +35,13 @@ class Parts:
         if self.post_norm:
             return self.attention.output.LayerNorm(run(x) + x)
         norm = self._first(
-            "norm1", "layer_norm1", "layernorm_before", "rms_norm1", "ln_1", "self_attn_layer_norm"
+            "norm1",
+            "layer_norm1",
+            "layernorm_before",
+            "rms_norm1",
+            "ln_1",
+            "self_attn_layer_norm",
+            "attention_norm",
         )
         if self.late_norm:
             return x + norm(run(x))
@@ -50,7 +56,13 @@ class Parts:
             hidden = torch.nn.functional.gelu(self.block.intermediate.dense(x))
             return self.block.output.LayerNorm(self.block.output.dense(hidden) + x)
         norm = self._first(
-            "norm2", "layer_norm2", "layernorm_after", "rms_norm2", "ln_2", "final_layer_norm"
+            "norm2",
+            "layer_norm2",
+            "layernorm_after",
+            "rms_norm2",
+            "ln_2",
+            "final_layer_norm",
+            "ffn_norm",
         )
         if hasattr(self.block, "fc1"):
             hidden = torch.nn.functional.gelu(self.block.fc1(norm(x)))
@@ -58,7 +70,7 @@ class Parts:
         if hasattr(block := self.block, "intermediate"):
             hidden = torch.nn.functional.gelu(block.intermediate.dense(norm(x)))
             return x + block.output.dense(hidden)
-        mlp = self._first("mlp", "ffn")
+        mlp = self._first("mlp", "ffn", "feed_forward")
         if self.late_norm:
             return x + norm(mlp(x))
         return x + self._scaled(mlp(norm(x)), "ls2", "layer_scale2", "lambda_2", "gamma_2", "ls_2")

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from turbovlm.hosts import diffusers, open_clip, refusals, text, timm, torchvision, transformers
+from turbovlm.hosts import (
+    diffusers,
+    open_clip,
+    packed,
+    refusals,
+    text,
+    timm,
+    torchvision,
+    transformers,
+)
 from turbovlm.plug.denoiser.row import Denoiser
 from turbovlm.plug.encoder.row import Row
 
@@ -13,7 +22,7 @@ _denoisers: list[Denoiser] = []
 
 def rows() -> tuple[Row, ...]:
     """All rows of encoders: your own first, so that they can override."""
-    built_in = (transformers, timm, torchvision, open_clip, text)
+    built_in = (transformers, packed, timm, torchvision, open_clip, text)
     return (*_registered, *(row for table in built_in for row in table.ROWS))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,15 @@ def never_compiled(function: Callable[P, R]) -> Callable[P, R]:
     """What `torch.compiler.disable` does, which imports all of the compiler to do it."""
     function.__dict__["_torchdynamo_disable"] = True
     return function
+
+
+@never_compiled
+def uncompiled(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call a function and leave it, and all that it calls, to eager torch."""
+    if "torch._dynamo" not in sys.modules:  # nobody compiles
+        return function(*args, **kwargs)
+    eager: Any = torch.compiler.disable(function)
+    return eager(*args, **kwargs)
 
 
 def in_backward() -> bool:

@@ -26,6 +26,8 @@ from turbovlm.maths.match import Padding, Rule
 from turbovlm.maths.plan import Plan
 from turbovlm.maths.score import find_score
 from turbovlm.maths.sets import EvenOdd
+from turbovlm.plug.attention import Look
+from turbovlm.plug.encoder.packed import PackedAttention
 
 NAMES = ("look", "attend", "best", "plan", "merge")
 
@@ -256,3 +258,21 @@ def test_the_torch_path_is_the_oracle_of_maths() -> None:
     torch.testing.assert_close(
         plain.torch_look(k, k[:, :, 0], bias, 0.25)[1], logits[:, :, 0], atol=1e-6, rtol=0
     )
+
+
+def test_segments_of_a_packed_sequence_are_a_batch_with_padding(launched: list[str]) -> None:
+    q, k, v = (torch.randn(1, 2, 21, 16) for _ in range(3))
+    bias = torch.randint(1, 5, (1, 21)).float().log()
+
+    def run() -> list[Tensor | None]:
+        with PackedAttention((5, 9, 7), bias, Look("key", "mean")) as seen:
+            out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return [out, seen.unit, seen.value]
+
+    found = run()
+    assert launched == ["look", "attend"]
+    use_kernels("torch")
+    for a, b in zip(found, run(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    assert found[2] is not None
+    torch.testing.assert_close(found[2].sum(), torch.tensor(21.0))  # 1 for the average token

@@ -12,9 +12,12 @@ import turbovlm
 from tests.language.build import IMAGE
 from tests.language.zoo import CASES, LLAVA, NEXT, QWEN25, Case, hf
 from turbovlm import Merge, VisualTokens, errors
+from turbovlm.hosts.language import REFUSALS, ROWS
 from turbovlm.measure import flops
+from turbovlm.plug.language.apply import find
 from turbovlm_workbench.compare.check import check_model
 from turbovlm_workbench.compare.language import NEW_TOKENS, LanguageCheck, check_language
+from turbovlm_workbench.load.picture import picture
 from turbovlm_workbench.load.skeleton import TEXT_TOKENS, Skeleton, outline
 from turbovlm_workbench.report.check import check_lines
 
@@ -76,6 +79,29 @@ def test_merging_alone_saves_in_the_tower_only() -> None:
     assert (both.visual, both.tower) == (kept.visual, merged.tower)
     assert both.first < min(merged.first, kept.first)
     assert whole.answer == pytest.approx(whole.first + (NEW_TOKENS - 1) * whole.step)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [c for c in CASES if c.name.startswith(("qwen", "glm", "pixtral", "mistral"))],
+    ids=lambda c: c.name,
+)
+def test_merging_in_packed_towers_is_counted(case: Case) -> None:
+    """As the real tower runs; which window loses how many is not known without values."""
+    merge = Merge(ratio=0.2)
+    whole, merged, _, both = checked(case, merge).rows
+    model: Any = case.build()
+    outer, row = find(model, ROWS, REFUSALS)
+    given = picture(row, model.config, 64).given
+
+    def run(outer: Any, _: object) -> None:
+        outer.get_image_features(**given)
+
+    assert flops(outer, (), call=run).macs == round(whole.tower * 1e9)
+    with turbovlm.applied(model, merge):
+        real = flops(outer, (), call=run).gflops
+    assert merged.tower == pytest.approx(real, rel=0.02 if case is QWEN25 else 1e-9)
+    assert both.tower == merged.tower < whole.tower
 
 
 def test_what_is_kept_is_what_the_setting_keeps() -> None:

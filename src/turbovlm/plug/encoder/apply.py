@@ -14,10 +14,12 @@ from turbovlm.maths.speedup import BlockCost
 from turbovlm.plug.encoder.block import BlockSite, TurboBlock
 from turbovlm.plug.encoder.find import Tower, find_towers
 from turbovlm.plug.encoder.mute import muted_branches
+from turbovlm.plug.encoder.packed import PackedBlock, PackedTower
 from turbovlm.plug.encoder.row import Refusal, Row
 from turbovlm.plug.encoder.selfcheck import attention_extras, check_block
 from turbovlm.plug.encoder.state import EncoderPatch, TowerFacts
 from turbovlm.plug.encoder.tower import TowerSite, TurboTower
+from turbovlm.plug.names import attribute
 from turbovlm.plug.swap import Swap, parameters_of, plain_class
 from turbovlm.plug.twin import device_of, probe, twin_of
 
@@ -40,6 +42,11 @@ def merge_swaps(
             check_depth(config.schedule, len(tower.blocks))
         if config.collapse:
             _check_collapse(tower)
+        if config.preset is not None and tower.row.packed is not None:
+            raise ConfigError(
+                "the paper's preset (Merge.paper) knows no packed sequence of images, as "
+                f"{type(tower.module).__name__} has it: use Merge"
+            )
     for module in model.modules():
         if hasattr(type(module), "check_merge"):
             cast(Any, module).check_merge(config)
@@ -77,7 +84,7 @@ def _patch_of(tower: Tower, config: Merge) -> EncoderPatch:
         guide=row.guide_of(tower.module),
         last=tower.reads in ("all", "pooled"),
         around=tower.around,
-        cost=_cost(first, row),
+        cost=_cost(tower),
     )
     muted = muted_branches(row, first, attention_extras(first, row, prefix))
     return EncoderPatch(row, config, facts, muted)
@@ -92,11 +99,14 @@ def _swaps(tower: Tower, config: Merge) -> list[Swap]:
     host = plain_class(tower.module)
     entries = tuple(n for n in ("forward", *tower.row.entries) if hasattr(host, n))
     names = {name: parameters_of(getattr(host, name)) for name in entries}
-    swaps = [Swap(tower.module, TurboTower, TowerSite(patch, host, names), entries)]
+    outer, inner = (TurboTower, TurboBlock)
+    if tower.row.packed is not None:
+        outer, inner = PackedTower, PackedBlock
+    swaps = [Swap(tower.module, outer, TowerSite(patch, host, names), entries)]
     for block in {id(b): b for b in tower.blocks}.values():
         kind = plain_class(block)
         site = BlockSite(patch, tuple(places[id(block)]), kind, parameters_of(kind.forward))
-        swaps.append(Swap(block, TurboBlock, site))
+        swaps.append(Swap(block, inner, site))
     return swaps
 
 
@@ -106,8 +116,9 @@ def _check(tower: Tower, patch: EncoderPatch) -> None:
         check_block(block, patch)
 
 
-def _cost(block: nn.Module, row: Row) -> BlockCost:
+def _cost(tower: Tower) -> BlockCost:
     """What a block costs, from the shapes of its weights."""
+    block, row = tower.blocks[0], tower.row
 
     def weights(names: tuple[str, ...]) -> int:
         children = (getattr(block, name, None) for name in names)
@@ -118,9 +129,13 @@ def _cost(block: nn.Module, row: Row) -> BlockCost:
     twin = twin_of(block, plain_class(block), device_of(block))
     x = probe(twin, 1)
     device = device_of(block)
+    width = 0 if x is None else x.shape[-1]
+    if row.packed is not None and row.packed.whole is not None:
+        # attention within windows is next to nothing beside that within whole images
+        width = width * len(attribute(tower.module, row.packed.whole)) // len(tower.blocks)
     return BlockCost(
         weights(row.attention),
         weights(row.mlp),
-        0 if x is None else x.shape[-1],
+        width,
         few=device.type in ("cuda", "hip"),
     )

@@ -70,11 +70,15 @@ def along(row: Row, tokens: Tokens, prefix: int, given: dict[str, Any]) -> None:
                 "tokens cannot be merged; turbovlm.remove(model)"
             )
         elif isinstance(value, Tensor) and name not in row.aside:
-            raise UnsupportedInput(
-                f"the block got {name}, a tensor of shape {tuple(value.shape)} (a mask?), which "
-                "would not follow the merged tokens: call the model without it, or "
-                "turbovlm.remove(model)"
-            )
+            raise unfollowed(name, value)
+
+
+def unfollowed(name: str, value: Tensor) -> UnsupportedInput:
+    """The error for a tensor that no row names."""
+    return UnsupportedInput(
+        f"the block got {name}, a tensor of shape {tuple(value.shape)} (a mask?), which would not "
+        "follow the merged tokens: call the model without it, or turbovlm.remove(model)"
+    )
 
 
 def _rows(value: Any, position: Tensor, start: int, prefix: int) -> Any:

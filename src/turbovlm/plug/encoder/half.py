@@ -12,9 +12,11 @@ from turbovlm.errors import UnseenAttention
 from turbovlm.plug.attention import Attention
 from turbovlm.plug.encoder.mute import Muted
 from turbovlm.plug.encoder.state import EncoderCall
+from turbovlm.plug.segments import SegmentMode
 from turbovlm.plug.swap import class_without, host_forward
 
 NOTHING = Muted({})
+Watch = Attention | SegmentMode
 
 
 def run_half(
@@ -24,7 +26,7 @@ def run_half(
     x: Tensor,
     given: dict[str, Any],
     *,
-    watch: tuple[str, Attention] | None = None,
+    watch: tuple[str, Watch] | None = None,
 ) -> Tensor:
     """The host's forward of ``block`` on tokens ``x`` ``(B, N, C)``.
 
@@ -58,7 +60,7 @@ class Watched:
 
     __slots__ = ("attention", "child")
 
-    def __init__(self, child: Any, attention: Attention) -> None:
+    def __init__(self, child: Any, attention: Watch) -> None:
         self.child, self.attention = child, attention
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -70,7 +72,7 @@ class Watched:
         return getattr(self.child, name)
 
 
-def check_seen(attention: Attention) -> None:
+def check_seen(attention: Watch) -> None:
     """Raise `UnseenAttention` where no attention was computed while the mode was open."""
     if attention.calls == 0:
         raise UnseenAttention(
@@ -103,7 +105,7 @@ def _traced(
     muted: Muted,
     x: Tensor,
     given: dict[str, Any],
-    watch: tuple[str, Attention] | None,
+    watch: tuple[str, Watch] | None,
 ) -> Tensor:
     """The same for a compiler, which cannot follow a shadow: the block answers for its children."""
     call.muted = muted.modules

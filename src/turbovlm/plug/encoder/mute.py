@@ -25,17 +25,20 @@ class Zero(nn.Module):
         self._made: dict[tuple[Any, ...], Tensor] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """``(B, 1, 1)`` zeros, alone or followed by as many None as there are extras."""
+        """``(B, 1, 1)`` zeros, ``(1, 1)`` for tokens ``(N, C)``, alone or with as many None as
+        there are extras.
+        """
         x = _first(args, kwargs)
         return _as_returned(self._zeros(x), self.extras)
 
     def _zeros(self, x: Tensor) -> Tensor:
+        shape = (1, 1) if x.dim() == 2 else (x.shape[0], 1, 1)
         if type(x) is not Tensor or torch.compiler.is_compiling():
-            return x.new_zeros(x.shape[0], 1, 1)
+            return x.new_zeros(shape)
         # made once: on a GPU filling three numbers is a launch like any other
-        key = (x.shape[0], x.dtype, x.device, torch.is_inference_mode_enabled())
+        key = (shape, x.dtype, x.device, torch.is_inference_mode_enabled())
         if key not in self._made:
-            self._made[key] = x.new_zeros(x.shape[0], 1, 1)
+            self._made[key] = x.new_zeros(shape)
         return self._made[key]
 
     def __getstate__(self) -> dict[str, Any]:

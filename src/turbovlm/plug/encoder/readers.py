@@ -6,10 +6,13 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from turbovlm.errors import UnsupportedInput
+from turbovlm.plug.encoder.row import Packing
 from turbovlm.plug.encoder.state import EncoderPatch, Reading
+from turbovlm.plug.names import attribute
 
 _CAPTURING = "transformers.utils.output_capturing"
 _SILENT = ("torch.distributed.", "accelerate.")
@@ -43,6 +46,9 @@ def reading_of(
         indices = [states] if isinstance(states, int) else list(states)
         # entry 0 is what enters the first block
         layers = frozenset(index % (patch.depth + 1) - 1 for index in indices)
+    packed = patch.row.packed
+    if packed is not None and packed.reads is not None:
+        layers |= set(attribute(tower, packed.reads))
     masks = [given.get(name) for name in patch.row.padding]
     decodes = patch.row.decodes is not None and bool(given.get(patch.row.decodes))
     return Reading(
@@ -54,7 +60,21 @@ def reading_of(
         padding=bool(masks)
         and all(m is None or (isinstance(m, Tensor) and m.dim() < 4) for m in masks),
         decodes=decodes,
+        images=() if packed is None else _images(packed, tower, given),
     )
+
+
+def _images(packed: Packing, tower: nn.Module, given: Mapping[str, Any]) -> tuple[int, ...]:
+    """Patches of each image, or frame of a video."""
+    grid = given.get(packed.grid)
+    if packed.side is None:
+        rows = [] if grid is None else grid.tolist()
+        return tuple(h * w for frames, h, w in rows for _ in range(frames))
+    side = attribute(tower, packed.side)
+    if grid is None:  # all of one size
+        pixels: Tensor = given["pixel_values"]
+        grid = [tuple(pixels.shape[-2:])] * len(pixels)
+    return tuple((h // side) * (w // side) for h, w in torch.as_tensor(grid).tolist())
 
 
 def _asked(tower: nn.Module, given: Mapping[str, Any], name: str) -> Any:

@@ -25,6 +25,29 @@ Reads = Literal["all", "tokens", "pooled", "cls"]
 
 
 @dataclass(frozen=True)
+class Packing:
+    """How a tower lays the patches of all images in one sequence, ``(N, C)`` or ``(1, N, C)``.
+
+    Attributes:
+        bounds: block argument ``(segments + 1,)``: where the segments begin and end within which
+            the block attends. None where it gets a mask instead and attends within whole images.
+        grid: tower argument ``(images, 3)``: frames, height and width of each image in patches. A
+            frame is an image of its own. With ``side``, ``(images, 2)`` height and width in pixels.
+        side: tower attribute with the side of a patch, where `grid` counts pixels.
+        reads: tower attribute that lists the blocks after which the tower itself reads all
+            positions (deepstack); None where there are none.
+        whole: tower attribute that lists the blocks that attend within whole images, while the
+            others attend within windows; None where all do.
+    """
+
+    bounds: str | None = "cu_seqlens"
+    grid: str = "grid_thw"
+    side: str | None = None
+    reads: str | None = None
+    whole: str | None = None
+
+
+@dataclass(frozen=True)
 class Row:
     """One transformer block class of one host library.
 
@@ -70,6 +93,7 @@ class Row:
         causal: tower attribute that is true when this very model is a causal decoder, in which
             nothing may be merged.
         decodes: tower argument that makes a single call causal.
+        packed: how the tower packs its images in one sequence, where it does.
         example: a model of this row, for the documentation.
 
     Raises:
@@ -97,6 +121,7 @@ class Row:
     aside: tuple[str, ...] = ()
     causal: str | None = None
     decodes: str | None = None
+    packed: Packing | None = None
     example: str = ""
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ It runs copies of the blocks on a few random tokens; the user's model is not tou
 from __future__ import annotations
 
 import inspect
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from turbovlm.errors import TurboError, UnsuitableBlock
 from turbovlm.plug.attention import Attention
 from turbovlm.plug.encoder.block import BlockSite, TurboBlock
 from turbovlm.plug.encoder.half import NOTHING, run_half
+from turbovlm.plug.encoder.packed import PackedAttention
 from turbovlm.plug.encoder.row import Row
 from turbovlm.plug.encoder.state import UNDECLARED, EncoderCall, EncoderPatch
 from turbovlm.plug.names import attribute
@@ -22,6 +24,7 @@ from turbovlm.plug.swap import Swap, install, parameters_of, plain_class
 from turbovlm.plug.twin import device_of, probe, twin_of
 
 CHECK_TOKENS = 12
+_TWO = (CHECK_TOKENS,) * 2
 TOLERANCE = 0.05
 """Between two kernels of one attention, in any precision; another function is far outside."""
 
@@ -46,7 +49,8 @@ def attention_extras(block: nn.Module, row: Row, prefix: int) -> int | None:
     try:
         getattr(twin, row.attention[0]).register_forward_hook(see)
         with torch.no_grad():
-            twin(_tokens(twin, prefix), **required(twin, host, row))
+            x, rest = _trial(twin, host, row, prefix)
+            twin(x, **rest)
     except TurboError:
         raise
     except Exception as error:
@@ -79,7 +83,7 @@ def _compare(block: nn.Module, patch: EncoderPatch) -> None:
     row, host = patch.row, plain_class(block)
     name = host.__name__
     twin = twin_of(block, host, device_of(block))
-    x, rest = _tokens(twin, patch.prefix), required(twin, host, row)
+    x, rest = _trial(twin, host, row, patch.prefix)
     plain = host.forward(twin, x, **rest)
     if not isinstance(plain, Tensor):
         raise UnsuitableBlock(
@@ -88,9 +92,14 @@ def _compare(block: nn.Module, patch: EncoderPatch) -> None:
         )
     install([Swap(twin, TurboBlock, BlockSite(patch, (0,), host, parameters_of(host.forward)))])
     call, child = EncoderCall(UNDECLARED, declared=True), row.attention[0]
+    unseen, seen = Attention(None), Attention(None, patch.look(None))
+    if row.packed is not None:
+        lengths = _TWO if row.packed.bounds else (sum(_TWO),)
+        unseen, seen = (PackedAttention(lengths, None, look) for look in (None, patch.look(None)))
+        if row.packed.bounds:
+            rest[row.packed.bounds] = torch.tensor([0, sum(_TWO)], dtype=torch.int32)
     # watched too: that turns nn.MultiheadAttention's own kernel off
-    whole = run_half(twin, call, NOTHING, x, rest, watch=(child, Attention(None)))
-    seen = Attention(None, patch.look(None))
+    whole = run_half(twin, call, NOTHING, x, rest, watch=(child, unseen))
     y = run_half(twin, call, patch.mlp_muted, x, rest, watch=(child, seen))
     y = run_half(twin, call, patch.attention_muted, y, rest)
     if not torch.equal(whole, y):
@@ -106,8 +115,11 @@ def _compare(block: nn.Module, patch: EncoderPatch) -> None:
         raise UnsuitableBlock(
             f"the attention of {name} computes something else while it is watched: report it"
         ) from error
-    metric = seen.metric if seen.unit is None else seen.unit
-    if metric is None or metric.shape[:2] != x.shape[:2]:
+    metric = seen.unit
+    if metric is None and isinstance(seen, Attention):
+        metric = seen.metric
+    expected = x.shape[:-1] if row.packed is None else x.shape[-2:-1]
+    if metric is None or metric.shape[:-1] != expected:
         raise UnsuitableBlock(
             f"the keys of {name} do not follow its tokens: {patch.metric} "
             f"vectors of shape {None if metric is None else tuple(metric.shape)}"
@@ -129,6 +141,22 @@ def required(block: nn.Module, host: type[nn.Module], row: Row) -> dict[str, Any
         ).to(like.device, like.dtype)
         given |= {name: (noise, noise.flip(0)) for name in row.follow}
     return given
+
+
+def _trial(
+    twin: nn.Module, host: type[nn.Module], row: Row, prefix: int
+) -> tuple[Tensor, dict[str, Any]]:
+    """Two samples of random tokens, and what else the block needs."""
+    x, rest = _tokens(twin, prefix), required(twin, host, row)
+    if row.packed is None:
+        return x, rest
+    for name in row.follow:
+        rest[name] = tuple(table.repeat(len(_TWO), 1) for table in rest[name])
+    if row.packed.bounds is None:
+        return x.flatten(0, 1).unsqueeze(0), rest
+    ends = torch.tensor([0, *accumulate(_TWO)], dtype=torch.int32)
+    rest[row.packed.bounds] = ends.to(x.device)
+    return x.flatten(0, 1), rest
 
 
 def _tokens(twin: nn.Module, prefix: int) -> Tensor:

@@ -36,6 +36,7 @@ class Reading:
         last: after the last one they are.
         padding: the masks of the blocks are made of a padding mask.
         decodes: this call is causal.
+        images: tokens of each image of a packed sequence; nothing where that is not known.
     """
 
     every: bool = False
@@ -43,6 +44,7 @@ class Reading:
     last: bool = True
     padding: bool = False
     decodes: bool = False
+    images: tuple[int, ...] = ()
 
     def needs(self, layer: int, depth: int) -> bool:
         """Whether all positions are read after this block of so many."""
@@ -50,8 +52,7 @@ class Reading:
 
     def watching(self, layer: int) -> Reading:
         """The same with a hook that reads this block."""
-        layers = self.layers | {layer}
-        return Reading(self.every, layers, self.last, self.padding, self.decodes)
+        return replace(self, layers=self.layers | {layer})
 
 
 UNDECLARED = Reading(every=True)
@@ -254,15 +255,15 @@ class EncoderPatch(Patch[Merge, EncoderCall, Snapshot]):
     def _check(self, layer: int, call: EncoderCall, x: Tensor) -> None:
         tokens = call.tokens
         if tokens is None:
-            call.start = x.shape[1]
+            call.start = x.shape[-2]
             return
         call.start = tokens.start
         if tokens.size is not None and tokens.size.device != x.device:
             tokens = call.tokens = tokens.to(x.device)
         expected = tokens.start if call.full else tokens.length
-        if x.shape[1] != expected:
+        if x.shape[-2] != expected:
             raise UnsupportedInput(
-                f"block {layer} got {x.shape[1]} tokens where {expected} were left: something "
+                f"block {layer} got {x.shape[-2]} tokens where {expected} were left: something "
                 "between the blocks adds, drops or reorders tokens; turbovlm.remove(model) before "
                 "using that feature"
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -55,6 +57,10 @@ class Tokens:
         tokens._owner, tokens._position = (0, inverse(order)), (0, order)
         return tokens
 
+    def _like(self, size: Tensor | None, bias: Tensor | None = None) -> Self:
+        """Other sizes of the same sequence."""
+        return type(self)(self.start, size, bias)
+
     @property
     def real(self) -> Tensor | None:
         """``(B, N)`` bool, False for padding; None where there is none."""
@@ -67,7 +73,7 @@ class Tokens:
         """N."""
         return self.start if self.size is None else self.size.shape[1]
 
-    def after(self, plan: Plan, size: Tensor, bias: Tensor, removed: Tensor | None) -> Tokens:
+    def after(self, plan: Plan, size: Tensor, bias: Tensor, removed: Tensor | None) -> Self:
         """The tokens after one more merge.
 
         Args:
@@ -76,7 +82,7 @@ class Tokens:
             bias: their logarithms.
             removed: ``(B, 1)`` how many real tokens each sample lost; None without padding.
         """
-        tokens = Tokens(self.start, size, bias)
+        tokens = self._like(size, bias)
         tokens.plans = (*self.plans, plan)
         tokens.order = self.order
         tokens._owner, tokens._position = self._owner, self._position
@@ -111,9 +117,9 @@ class Tokens:
         owner = self.owner()
         return y if owner is None else take(y, owner)
 
-    def to(self, device: torch.device) -> Tokens:
+    def to(self, device: torch.device) -> Self:
         """The same on another device, where a tower is split over several."""
-        moved = Tokens(self.start, None if self.size is None else self.size.to(device))
+        moved = self._like(None if self.size is None else self.size.to(device))
         moved.plans = tuple(
             Plan(
                 p.source.to(device),

@@ -25,11 +25,19 @@ def _row(package: str, name: str, **fields: Any) -> LanguageRow:
 
 ROWS = (
     # Pixtral in its LLaVA form has sizes as well
-    _row("llava", "Llava", layout="sizes", patch=(_PATCH,), example="llava-hf/llava-1.5-7b-hf"),
+    _row(
+        "llava",
+        "Llava",
+        layout="sizes",
+        patch=(_PATCH,),
+        towers=("CLIPVisionModel", "PixtralVisionModel"),
+        example="llava-hf/llava-1.5-7b-hf",
+    ),
     _row(
         "llava_next",
         "LlavaNext",
         layout="packed",
+        towers=("CLIPVisionModel",),
         example="llava-hf/llava-v1.6-mistral-7b-hf",
     ),
     _row(
@@ -37,26 +45,70 @@ ROWS = (
         "LlavaOnevision",
         layout="packed",
         tokens=_BOTH,
+        towers=("SiglipVisionModel",),
         example="llava-hf/llava-onevision-qwen2-7b-ov-hf",
     ),
-    _row("qwen2_vl", "Qwen2VL", **_GRID, tokens=_BOTH, example="Qwen/Qwen2-VL-7B-Instruct"),
-    _row("qwen2_5_vl", "Qwen2_5_VL", **_GRID, tokens=_BOTH, example="Qwen/Qwen2.5-VL-7B-Instruct"),
-    _row("qwen3_vl", "Qwen3VL", **_GRID, tokens=_BOTH, example="Qwen/Qwen3-VL-8B-Instruct"),
+    _row(
+        "qwen2_vl",
+        "Qwen2VL",
+        **_GRID,
+        tokens=_BOTH,
+        towers=("Qwen2VisionTransformerPretrainedModel",),
+        example="Qwen/Qwen2-VL-7B-Instruct",
+    ),
+    _row(
+        "qwen2_5_vl",
+        "Qwen2_5_VL",
+        **_GRID,
+        tokens=_BOTH,
+        towers=("Qwen2_5_VisionTransformerPretrainedModel",),
+        example="Qwen/Qwen2.5-VL-7B-Instruct",
+    ),
+    _row(
+        "qwen3_vl",
+        "Qwen3VL",
+        **_GRID,
+        tokens=_BOTH,
+        towers=("Qwen3VLVisionModel",),
+        example="Qwen/Qwen3-VL-8B-Instruct",
+    ),
     _row(
         "qwen3_vl_moe",
         "Qwen3VLMoe",
         **_GRID,
         tokens=_BOTH,
+        towers=("Qwen3VLMoeVisionModel",),
         example="Qwen/Qwen3-VL-30B-A3B-Instruct",
     ),
-    _row("qwen3_5", "Qwen3_5", **_GRID, tokens=_BOTH, example="Qwen/Qwen3.5-9B"),
-    _row("qwen3_5_moe", "Qwen3_5Moe", **_GRID, tokens=_BOTH, example="Qwen/Qwen3.5-35B-A3B"),
-    _row("internvl", "InternVL", layout="tiles", example="OpenGVLab/InternVL3-8B-hf"),
+    _row(
+        "qwen3_5",
+        "Qwen3_5",
+        **_GRID,
+        tokens=_BOTH,
+        towers=("Qwen3_5VisionModel",),
+        example="Qwen/Qwen3.5-9B",
+    ),
+    _row(
+        "qwen3_5_moe",
+        "Qwen3_5Moe",
+        **_GRID,
+        tokens=_BOTH,
+        towers=("Qwen3_5MoeVisionModel",),
+        example="Qwen/Qwen3.5-35B-A3B",
+    ),
+    _row(
+        "internvl",
+        "InternVL",
+        layout="tiles",
+        towers=("InternVLVisionModel",),
+        example="OpenGVLab/InternVL3-8B-hf",
+    ),
     _row(
         "smolvlm",
         "SmolVLM",
         language="text_model",
         layout="runs",  # tiles with text between them
+        towers=("SmolVLMVisionTransformer",),
         example="HuggingFaceTB/SmolVLM2-2.2B-Instruct",
     ),
     _row(
@@ -64,6 +116,7 @@ ROWS = (
         "Idefics2",
         language="text_model",
         layout="latents",
+        towers=("Idefics2VisionTransformer",),
         example="HuggingFaceM4/idefics2-8b",
     ),
     _row(
@@ -71,15 +124,22 @@ ROWS = (
         "Idefics3",
         language="text_model",
         layout="runs",
+        towers=("Idefics3VisionTransformer",),
         example="HuggingFaceM4/Idefics3-8B-Llama3",
     ),
-    _row("paligemma", "PaliGemma", example="google/paligemma2-3b-mix-224"),
-    _row("gemma3", "Gemma3", example="google/gemma-3-4b-it"),
+    _row(
+        "paligemma",
+        "PaliGemma",
+        towers=("SiglipVisionModel",),
+        example="google/paligemma2-3b-mix-224",
+    ),
+    _row("gemma3", "Gemma3", towers=("SiglipVisionModel",), example="google/gemma-3-4b-it"),
     _row(
         "mistral3",
         "Mistral3",
         layout="sizes",
         patch=(_PATCH, "config.spatial_merge_size"),
+        towers=("PixtralVisionModel",),
         example="mistralai/Mistral-Small-3.1-24B-Instruct-2503",
     ),
     _row(
@@ -88,6 +148,7 @@ ROWS = (
         **_GRID,
         # frames of a video have the image's placeholder
         tokens={"image": "image_token_id", "video": "image_token_id"},
+        towers=("Glm4vVisionModel",),
         example="THUDM/GLM-4.1V-9B-Thinking",
     ),
 )

@@ -13,7 +13,7 @@ def models_command(
         bool, typer.Option("--markdown", help="Print the page docs/models.md.")
     ] = False,
 ) -> None:
-    """List what can be patched: encoders, denoisers; and what is refused, with the reason.
+    """List what can be patched: encoders, language models, denoisers; and what is refused.
 
     Example:
 
@@ -21,15 +21,18 @@ def models_command(
     """
     from turbovlm import hosts
     from turbovlm.errors import ConfigError
+    from turbovlm.hosts import language
     from turbovlm_workbench.cli.output import print_json, print_parts
     from turbovlm_workbench.report import models as report
 
     if json and markdown:
         raise ConfigError("--json and --markdown are two forms of one list: give one")
-    known = hosts.rows(), hosts.denoisers(), hosts.REFUSALS
+    known = report.Supported(
+        hosts.rows(), language.ROWS, hosts.denoisers(), hosts.REFUSALS, language.REFUSALS
+    )
     if json:
-        print_json(report.to_dict(*known))
+        print_json(report.to_dict(known))
     elif markdown:
-        print(report.markdown(*known), end="")
+        print(report.markdown(known), end="")
     else:
-        print_parts(*report.tables(*known))
+        print_parts(*report.tables(known))

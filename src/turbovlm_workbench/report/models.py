@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
 
 from turbovlm.plug.denoiser.row import Denoiser
 from turbovlm.plug.encoder.row import Refusal, Row
+from turbovlm.plug.language.row import LanguageRefusal, LanguageRow
 
 DENOISER_HEADERS = ("denoiser", "merged and restored", "left alone", "example")
+LANGUAGE_HEADERS = (
+    "model",
+    "tower merging (Merge)",
+    "fewer LLM tokens (VisualTokens)",
+    "both in one call",
+    "example",
+)
 HEADERS = ("library", "encoder", "tokens", "prefix", "guide", "short for", "example")
 
 ANY_DECODER = "VisionEncoderDecoderModel"  # named once, in the introduction
@@ -36,6 +45,20 @@ says it for a model by name.
   a value for every position.
 - Text encoders are merged only when they are given to `apply` themselves: a caption is short and
   needs a smaller r. Padding has size 0 and is merged away first.
+- **Packed towers** (Qwen2-VL to Qwen3.5, GLM-4V, Pixtral) lay the patches of all images in one
+  sequence. r, ratio and speedup count for each image, or frame of a video; pairs stay inside the
+  image, and inside the window in blocks that attend within windows; the attention must be
+  `attn_implementation="sdpa"`. `torch.compile` leaves these towers to eager torch, and
+  `Merge.paper` is refused in them. The rest is tested as in every row.
+"""
+
+LANGUAGE = """
+## Language models that read images
+
+`turbovlm.Merge` works inside the vision tower, which gives every position back to what projects
+it; `turbovlm.VisualTokens` hands fewer tokens to the language model, where the time goes
+([how](choosing.md#language-models-that-read-images)). Every model was run at small size with random
+weights, with each of the two and with both; none with published weights, which were not at hand.
 """
 
 DENOISERS = """
@@ -54,49 +77,103 @@ These raise `UnsuitableBlock` with the reason, and the model stays as it was.
 """
 
 
-def to_dict(
-    rows: Sequence[Row], denoisers: Sequence[Denoiser], refusals: Sequence[Refusal]
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Supported:
+    """Everything that the tables know.
+
+    Attributes:
+        rows: encoders.
+        languages: language models that read images.
+        denoisers: of diffusion models.
+        refusals: encoders that are known and cannot be patched.
+        language_refusals: language models that cannot be given fewer tokens.
+    """
+
+    rows: Sequence[Row]
+    languages: Sequence[LanguageRow]
+    denoisers: Sequence[Denoiser]
+    refusals: Sequence[Refusal]
+    language_refusals: Sequence[LanguageRefusal]
+
+    @property
+    def language_cells(self) -> list[tuple[str, ...]]:
+        """The table of language models, refused ones last."""
+        accepted = [_language(row) for row in self.languages]
+        return accepted + [
+            self._refused(refusal, name)
+            for refusal in self.language_refusals
+            for name in refusal.names
+            if name.endswith("Model")
+        ]
+
+    def _refused(self, refusal: LanguageRefusal, name: str) -> tuple[str, ...]:
+        row = next(row for row in self.rows if name in row.readers)
+        return _short(name), _short(row.towers[0]), f"no: {refusal.reason}", "no", row.example
+
+
+def to_dict(known: Supported) -> dict[str, Any]:
     """Plain JSON types."""
     return {
         "supported": [
-            dict(zip(HEADERS, _cells(r), strict=True)) | {"block": r.block} for r in rows
+            dict(zip(HEADERS, _cells(r), strict=True)) | {"block": r.block} for r in known.rows
+        ],
+        "language_models": [
+            dict(zip(LANGUAGE_HEADERS, cells, strict=True)) for cells in known.language_cells
         ],
         "denoisers": [
             dict(zip(DENOISER_HEADERS, _denoiser(d), strict=True)) | {"block": d.block}
-            for d in denoisers
+            for d in known.denoisers
         ],
-        "refused": [{"reason": r.reason, "names": list(r.names)} for r in refusals],
+        "refused": [{"reason": r.reason, "names": list(r.names)} for r in known.refusals],
     }
 
 
-def tables(
-    rows: Sequence[Row], denoisers: Sequence[Denoiser], refusals: Sequence[Refusal]
-) -> tuple[Table, Table, Table]:
-    """Supported encoders and denoisers, and what is refused with the reason."""
-    view = Table(*HEADERS, box=None, pad_edge=False, header_style="bold")
+def tables(known: Supported) -> tuple[Table, Table, Table, Table]:
+    """Encoders, language models, denoisers, and what is refused with the reason."""
+    refused = [(", ".join(map(_short, r.names)), r.reason) for r in known.refusals]
+    return (
+        _table(HEADERS, [_cells(row) for row in known.rows]),
+        _table(LANGUAGE_HEADERS, known.language_cells),
+        _table(DENOISER_HEADERS, [_denoiser(row) for row in known.denoisers]),
+        _table(("refused", "reason"), refused),
+    )
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(*headers, box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        view.add_row(*_cells(row))
-    refused = Table("refused", "reason", box=None, pad_edge=False, header_style="bold")
-    for refusal in refusals:
-        refused.add_row(", ".join(map(_short, refusal.names)), refusal.reason)
-    drawing = Table(*DENOISER_HEADERS, box=None, pad_edge=False, header_style="bold")
-    for denoiser in denoisers:
-        drawing.add_row(*_denoiser(denoiser))
-    return view, drawing, refused
+        table.add_row(*row)
+    return table
 
 
-def markdown(
-    rows: Sequence[Row], denoisers: Sequence[Denoiser], refusals: Sequence[Refusal]
-) -> str:
+def markdown(known: Supported) -> str:
     """The page docs/models.md."""
-    lines = [INTRODUCTION, _line(HEADERS), _line(("---",) * len(HEADERS))]
-    lines += [_line([*cells[:-1], f"`{cells[-1]}`"]) for cells in map(_cells, rows)]
-    lines += [DENOISERS, _line(DENOISER_HEADERS), _line(("---",) * len(DENOISER_HEADERS))]
-    lines += [_line([*cells[:-1], f"`{cells[-1]}`"]) for cells in map(_denoiser, denoisers)]
-    lines += [REFUSED, _line(("classes", "reason")), _line(("---", "---"))]
-    lines += [_line((", ".join(f"`{n}`" for n in r.names), r.reason)) for r in refusals]
+    refused = [(", ".join(f"`{n}`" for n in r.names), r.reason) for r in known.refusals]
+    lines = [
+        INTRODUCTION,
+        *_lines(HEADERS, [_quoted(_cells(row)) for row in known.rows]),
+        LANGUAGE,
+        *_lines(LANGUAGE_HEADERS, [_quoted(cells) for cells in known.language_cells]),
+        DENOISERS,
+        *_lines(DENOISER_HEADERS, [_quoted(_denoiser(row)) for row in known.denoisers]),
+        REFUSED,
+        *_lines(("classes", "reason"), refused),
+    ]
     return "\n".join(lines) + "\n"
+
+
+def _lines(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [_line(headers), _line(["---"] * len(headers)), *map(_line, rows)]
+
+
+def _quoted(cells: Sequence[str]) -> list[str]:
+    """With the example as code."""
+    return [*cells[:-1], f"`{cells[-1]}`"]
+
+
+def _language(row: LanguageRow) -> tuple[str, ...]:
+    takes = " and ".join(f"{modality}s" for modality in row.tokens)
+    return _short(row.outer), ", ".join(row.towers), takes, "yes", row.example
 
 
 def _cells(row: Row) -> list[str]:

@@ -32,7 +32,9 @@ class LanguageRow:
             ``"latents"``: queries of a resampler, which lie nowhere; with text in between.
         patch: for ``"grid"`` and ``"sizes"``, the dotted attributes of ``outer`` whose product is
             the side of one token, in patches or in pixels.
-        example: a model of this row, for the documentation.
+        towers: short class names of the vision encoders that its checkpoints come with, for the
+            documentation: `turbovlm.Merge` works in these.
+        example: a model of this row, likewise.
     """
 
     outer: str
@@ -41,6 +43,7 @@ class LanguageRow:
     tokens: dict[str, str] = field(default_factory=lambda: {"image": "image_token_id"})
     layout: Layout = "square"
     patch: tuple[str, ...] = ()
+    towers: tuple[str, ...] = ()
     example: str = ""
 
 

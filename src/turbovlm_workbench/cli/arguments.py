@@ -11,6 +11,7 @@ import typer
 from turbovlm.errors import ConfigError
 
 SEVERAL = ("--r", "--ratio", "--speedup", "--method", "--alpha", "--inflection")
+DEFAULT_R = "4 8 12 16"
 MODEL_HELP = (
     "timm:NAME, torchvision:NAME, open_clip:NAME, a local folder with a config.json, or a hub id "
     "of transformers."
@@ -20,6 +21,20 @@ Weights = Annotated[
     Path | None,
     typer.Option(
         help="Local checkpoint for timm:, torchvision: or open_clip:NAME.", metavar="FILE"
+    ),
+]
+Amounts = Annotated[
+    str | None,
+    typer.Option(
+        "--r", help=f"Tokens removed in every block (default: {DEFAULT_R}).", metavar="INT..."
+    ),
+]
+Speedups = Annotated[
+    str | None,
+    typer.Option(
+        help="Instead of --r, or beside it: how many times fewer operations the encoder's blocks "
+        "shall need.",
+        metavar="NUMBER...",
     ),
 ]
 Beams = Annotated[int, typer.Option(help="Beams of a captioner.")]
@@ -105,6 +120,18 @@ def numbers(text: str, flag: str) -> list[float]:
     return found
 
 
+def read_amounts(r: str | None, speedup: str | None) -> tuple[list[int], list[float]]:
+    """The values of ``--r`` and of ``--speedup``; where neither is given, the default ones of r.
+
+    Raises:
+        ConfigError: for a part that is no number, or none at all.
+    """
+    if r is None and speedup is None:
+        r = DEFAULT_R
+    rs = [] if r is None else whole_numbers(r, "--r")
+    return rs, [] if speedup is None else numbers(speedup, "--speedup")
+
+
 def one_number(text: str, flag: str) -> float:
     """``"1.4"`` to a number, where a command takes no more than one.
 
@@ -113,7 +140,9 @@ def one_number(text: str, flag: str) -> float:
     """
     found = numbers(text, flag)
     if len(found) > 1:
-        raise ConfigError(f"{flag} takes one value here, got {text}: bench and flops take several")
+        raise ConfigError(
+            f"{flag} takes one value here, got {text}: bench and flops compare several"
+        )
     return found[0]
 
 

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from turbovlm_workbench.cli.arguments import Beams, Device, Dtype, Weights, names, whole_numbers
+from turbovlm_workbench.cli.arguments import (
+    Amounts,
+    Beams,
+    Device,
+    Dtype,
+    Speedups,
+    Weights,
+    names,
+    read_amounts,
+)
 
 
 def bench_command(
@@ -26,9 +35,8 @@ def bench_command(
         Path | None,
         typer.Option(help="Table with the columns file and label (0, 1, ...).", metavar="CSV"),
     ] = None,
-    r: Annotated[
-        str, typer.Option("--r", help="Tokens removed in every block.", metavar="INT...")
-    ] = "4 8 12 16",
+    r: Amounts = None,
+    speedup: Speedups = None,
     method: Annotated[
         str,
         typer.Option(help="turbo, redundancy, semantics, random.", metavar="NAME..."),
@@ -65,7 +73,9 @@ def bench_command(
 ) -> None:
     """Measure speed and quality of every setting against the unmerged model.
 
-    Example:
+    Examples:
+
+      turbovlm bench timm:vit_base_patch16_224 --images photos --speedup 1.2 1.4 1.8
 
       turbovlm bench timm:vit_base_patch16_224 --images photos --r 8 12 16
     """
@@ -87,8 +97,9 @@ def bench_command(
     from turbovlm_workbench.tasks.registry import load_task
 
     # Whatever can be wrong is found here, before the model is loaded and the long run begins.
+    rs, speedups = read_amounts(r, speedup)
     merges = merge_settings(
-        whole_numbers(r, "--r"), names(method, "--method"), [alpha], collapse=collapse
+        rs, names(method, "--method"), [alpha], speedups=speedups, collapse=collapse
     )
     place = pick_device(device)
     plan = benching.BenchPlan(batch, place, pick_dtype(dtype, place), compiled, fused, rounds)

@@ -9,13 +9,15 @@ import typer
 
 from turbovlm_workbench.cli.arguments import (
     MODEL_HELP,
+    Amounts,
     Beams,
     Device,
     Dtype,
+    Speedups,
     Weights,
     names,
     numbers,
-    whole_numbers,
+    read_amounts,
 )
 
 
@@ -31,9 +33,8 @@ def sweep_command(
     method: Annotated[
         str, typer.Option(help="turbo, redundancy, semantics, random.", metavar="NAME...")
     ] = "turbo redundancy",
-    r: Annotated[
-        str, typer.Option("--r", help="Tokens removed in every block.", metavar="INT...")
-    ] = "4 8 12 16",
+    r: Amounts = None,
+    speedup: Speedups = None,
     alpha: Annotated[
         str | None,
         typer.Option(help="Weights of the semantic value in turbo.", metavar="NUMBER..."),
@@ -62,9 +63,11 @@ def sweep_command(
 ) -> None:
     """Measure all combinations of settings and mark those that no other one beats.
 
-    Example:
+    Examples:
 
       turbovlm sweep timm:vit_base_patch16_224 --images photos --r 8 12 16 --alpha 1 2 6
+
+      turbovlm sweep timm:vit_base_patch16_224 --images photos --r 8 --speedup 1.2 1.4 1.8
     """
     from turbovlm.errors import ConfigError, require
     from turbovlm_workbench.cli.output import (
@@ -85,7 +88,8 @@ def sweep_command(
 
     weighed = [None] if alpha is None else numbers(alpha, "--alpha")
     shapes = numbers(inflection, "--inflection")
-    merges = merge_settings(whole_numbers(r, "--r"), names(method, "--method"), weighed, shapes)
+    rs, speedups = read_amounts(r, speedup)
+    merges = merge_settings(rs, names(method, "--method"), weighed, shapes, speedups=speedups)
     place = pick_device(device)
     plan = bench.BenchPlan(batch, place, pick_dtype(dtype, place), fused=fused, rounds=rounds)
     check_writable(json, "--json")

@@ -67,7 +67,7 @@ def advise(
         return (
             f"No setting is both faster and close to the unmerged model ({task.tolerance}): the "
             f"closest, {closest.name}, has {closest.speedup.value:.2f}x the speed, "
-            f"{_quality(task, closest, rows[0])}; try a smaller --r."
+            f"{_quality(task, closest, rows[0])}; try a smaller {_amount(closest)}."
         )
     return _no_gain([row for row in rows if row.config is not None], batch, device)
 
@@ -91,9 +91,14 @@ def _quality(task: ImageTask[Any], row: BenchRow, unmerged: BenchRow) -> str:
     return ", ".join(parts)
 
 
+def _amount(row: BenchRow) -> str:
+    """The flag that says how much a row merges."""
+    return "--speedup" if row.config is not None and row.config.speedup is not None else "--r"
+
+
 def _no_gain(merged: Sequence[BenchRow], batch: int, device: str) -> str:
     if not merged:
-        return "Nothing was merged: give --r a value above 0."
+        return "Nothing was merged: give --r a value above 0, or --speedup one above 1."
     best = max(merged, key=lambda row: row.speedup.value)
     speed = best.speedup
     text = (
@@ -103,7 +108,8 @@ def _no_gain(merged: Sequence[BenchRow], batch: int, device: str) -> str:
     if speed.high - speed.low > NOISE * speed.value:
         return f"{text}, too uncertain to tell; repeat on a quieter machine or with more --rounds."
     if best.ideal < GAIN + 0.05:
-        return f"{text}, and its operations allow no more than {best.ideal:.2f}x; try a larger --r."
+        most = f"{best.ideal:.2f}x; try a larger {_amount(best)}"
+        return f"{text}, and its operations allow no more than {most}."
     text = f"{text}, although its operations allow {best.ideal:.2f}x"
     if batch < 8:
         return f"{text}; try a larger --batch."

@@ -17,6 +17,7 @@ from turbovlm.config import Merge
 from turbovlm.errors import ConfigError, ModelError
 from turbovlm.measure import Timing, compare, environment, flops, peak_memory
 from turbovlm.measure.speed import Ratio
+from turbovlm.plug.encoder.trace import Trace
 from turbovlm_workbench.compare.advice import advise, choose
 from turbovlm_workbench.compare.rows import BenchReport, BenchRow
 from turbovlm_workbench.compare.variants import (
@@ -94,7 +95,8 @@ def run_bench(
     kinds = {setting.name: (setting.fused, same_operations(setting.config)) for setting in built}
     measured = {kinds[setting.name]: setting for setting in reversed(built)}
     first = [setting for setting in built if measured[kinds[setting.name]] is setting]
-    tokens = _tokens(task, first, pixels[:1])
+    seen = _traces(task, first, pixels[:1])
+    whole = next((trace.start for trace in seen.values()), 0)
     counted = pixels[:COUNTED]
     gflops = {}
     for step, setting in enumerate(first):
@@ -107,13 +109,15 @@ def run_bench(
     rows = []
     for setting in built:
         name, base = measured[kinds[setting.name]].name, setting.baseline
+        trace = seen.get(name)
         rows.append(
             BenchRow(
                 name=setting.name,
                 config=setting.config,
                 fused=setting.fused,
                 baseline=base,
-                tokens=tokens[name],
+                tokens=whole if trace is None else trace.tokens[-1],
+                r=None if trace is None else trace.removed,
                 gflops=gflops[name],
                 ideal=gflops[base] / gflops[name],
                 throughput=times[name].throughput(batch),
@@ -143,17 +147,17 @@ def run_bench(
     )
 
 
-def _tokens(task: ImageTask[Any], built: Sequence[BenchSetting], pixels: Tensor) -> dict[str, int]:
-    """Sequence length after the last block, by setting."""
-    counts: dict[str, int] = {}
-    whole = 0
+def _traces(
+    task: ImageTask[Any], built: Sequence[BenchSetting], pixels: Tensor
+) -> dict[str, Trace]:
+    """What is merged in the first encoder, by setting that merges."""
+    found: dict[str, Trace] = {}
     for setting in built:
         if setting.config is not None:
             with turbovlm.recording(setting.model) as recorded:
                 task.outputs(setting.model, pixels)
-            counts[setting.name] = recorded.trace.tokens[-1]
-            whole = recorded.trace.start
-    return {setting.name: counts.get(setting.name, whole) for setting in built}
+            found[setting.name] = recorded.trace
+    return found
 
 
 def _quality(

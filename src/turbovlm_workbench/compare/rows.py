@@ -24,6 +24,7 @@ class BenchRow:
         fused: whether `turbovlm.fuse_attention` replaced the shipped attention.
         baseline: name of the row that ``ideal`` and ``speedup`` refer to.
         tokens: sequence length after the last block, prefix tokens included.
+        r: tokens that each block of the encoder removed; None for an unmerged model.
         gflops: multiply-adds of one image in units of 10^9 (the paper's convention).
         ideal: how many times fewer they are than the baseline's.
         throughput: images a second, from the median time.
@@ -41,6 +42,7 @@ class BenchRow:
     fused: bool
     baseline: str
     tokens: int
+    r: tuple[int, ...] | None
     gflops: float
     ideal: float
     throughput: float

@@ -12,9 +12,10 @@ from torch import nn
 
 import turbovlm
 from turbovlm.config import Merge
-from turbovlm.errors import ModelError, NothingToPatch
+from turbovlm.errors import ConfigError, ModelError, NothingToPatch
 from turbovlm.maths.score import find_score
 from turbovlm_workbench.compare.rows import FUSED
+from turbovlm_workbench.compare.titles import merge_title
 from turbovlm_workbench.draws import draws_of
 from turbovlm_workbench.load.loaded import UNMERGED
 from turbovlm_workbench.load.share import share_weights
@@ -40,6 +41,7 @@ def merge_settings(
     alphas: Sequence[float | None] = (None,),
     inflections: Sequence[float] = (0.0,),
     *,
+    speedups: Sequence[float] = (),
     collapse: bool = False,
 ) -> list[Merge]:
     """Every combination, in the order of the arguments' last first, without repetitions.
@@ -49,14 +51,22 @@ def merge_settings(
         methods: names, see `Merge`.
         alphas: of the methods that use it; None keeps the default.
         inflections: shapes of the schedule, see `Merge`.
+        speedups: amounts beside ``rs``, see `Merge`.
         collapse: of all of them, see `Merge`.
 
     Raises:
-        ConfigError: for a value that `Merge` refuses.
+        ConfigError: for a value that `Merge` refuses, or shapes of what has none.
     """
+    if speedups and any(inflections):
+        raise ConfigError(
+            "--inflection shapes a constant r, and --speedup chooses blocks and amounts itself: "
+            "leave one of the two out"
+        )
+    amounts: list[dict[str, Any]] = [{"r": r} for r in rs]
+    amounts += [{"speedup": speedup} for speedup in speedups]
     merges = (
         Merge(
-            r=r,
+            **amount,
             method=method,
             alpha=alpha if "alpha" in find_score(method).options else None,
             inflection=shape,
@@ -65,7 +75,7 @@ def merge_settings(
         for method in methods
         for alpha in alphas
         for shape in inflections
-        for r in rs
+        for amount in amounts
     )
     return list(dict.fromkeys(merges))
 
@@ -102,16 +112,6 @@ def build_settings(
         first, *more = twins
         built.append(BenchSetting(merge_title(merge), first, merge, fused, baseline, tuple(more)))
     return built
-
-
-def merge_title(merge: Merge) -> str:
-    """What to call a setting in a table: its method, and all that differs from the defaults."""
-    fields = merge.to_dict()
-    r = fields.pop("r", None)
-    if isinstance(r, list):  # only the blocks that merge, counted from 1
-        r = "+".join(f"{amount}@{block}" for block, amount in enumerate(r, 1) if amount) or 0
-    words = [merge.method] if r is None else [merge.method, f"r={r}"]
-    return " ".join(words + [f"{k}={v}" for k, v in fields.items() if k not in ("kind", "method")])
 
 
 def same_operations(merge: Merge | None) -> Merge | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from turbovlm.errors import require
 from turbovlm_workbench.compare.rows import BenchReport, BenchRow
+from turbovlm_workbench.compare.titles import amount_title
 from turbovlm_workbench.metrics.measure import Measure
 
 # Okabe and Ito's palette, told apart with every kind of colour vision; markers differ as well.
@@ -65,9 +66,9 @@ def _panel(axes: Any, report: BenchReport, measure: Measure) -> None:
         axes.hlines(y, low, high, color=colour, linewidth=4, alpha=0.22)
         axes.plot(x, y, color=colour, marker=marker, markersize=6, linewidth=1.8)
         ends.append((x[-1], y[-1], method, colour))
-        if len(ends) == 1:  # once is enough: the other methods go through the same r
+        if len(ends) == 1:  # once is enough: the other methods go through the same amounts
             for row, *point in zip(rows, x, y, strict=True):
-                label = f"r={row.config.r}" if row.config else ""
+                label = amount_title(row.config) if row.config else ""
                 axes.annotate(
                     label,
                     point,

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from turbovlm_workbench.compare.rows import BenchReport, BenchRow
+from turbovlm_workbench.compare.titles import blocks_title
 from turbovlm_workbench.draws import DRAWS, draws_of
 
 MANY_FAULTS = 1000  # page faults of one call, from which they move ratios by some percent
@@ -66,6 +67,11 @@ def bench_notes(report: BenchReport) -> list[str]:
     lines += [
         f"{method}: quality is the mean of {DRAWS} draws, speed that of the first."
         for method in sorted(drawn)
+    ]
+    lines += [
+        f"{row.name}: r={blocks_title(row.r)}, as tokens@block."
+        for row in report.rows
+        if row.config is not None and row.config.speedup is not None and row.r is not None
     ]
     return lines
 

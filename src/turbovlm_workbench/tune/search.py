@@ -14,7 +14,8 @@ from turbovlm.errors import ConfigError, ModelError
 from turbovlm.measure import Timing, compare
 from turbovlm.measure.speed import Ratio
 from turbovlm_workbench.compare.bench import BenchPlan, Progress
-from turbovlm_workbench.compare.variants import build_settings, merge_title
+from turbovlm_workbench.compare.titles import merge_title
+from turbovlm_workbench.compare.variants import build_settings
 from turbovlm_workbench.data.images import Images
 from turbovlm_workbench.load.loaded import UNMERGED
 from turbovlm_workbench.metrics.measure import summarize

@@ -62,6 +62,9 @@ def test_sweep_from_start_to_end(place: Path, capsys: pytest.CaptureFixture[str]
         (["--plot", "/no/such/folder/x.png"], "cannot write --plot /no/such/folder/x.png"),
         (["--images", "gone"], "--images gone does not exist"),
         (["--r", "four"], "--r takes integers, not 'four'"),
+        (["--speedup", "fast"], "--speedup takes numbers, not 'fast'"),
+        (["--speedup", "0.9"], "speedup must be at least 1, got 0.9"),
+        (["--speedup", "1.4", "--inflection", "1"], "--inflection shapes a constant r"),
     ],
 )
 def test_mistakes_in_a_sweep(

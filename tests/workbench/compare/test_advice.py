@@ -29,6 +29,7 @@ def row(
         fused=False,
         baseline=UNMERGED,
         tokens=100,
+        r=None,
         gflops=1.0,
         ideal=other.pop("ideal", 2.0),
         throughput=10.0,

@@ -14,11 +14,13 @@ from turbovlm.errors import ConfigError, ModelError, UnknownArchitecture
 from turbovlm_workbench.compare import bench
 from turbovlm_workbench.compare.rows import FUSED, BenchReport
 from turbovlm_workbench.compare.samples import samples, show_some
-from turbovlm_workbench.compare.variants import build_settings as build_settings
-from turbovlm_workbench.compare.variants import merge_settings, merge_title, share_weights
+from turbovlm_workbench.compare.titles import amount_title, blocks_title, merge_title
+from turbovlm_workbench.compare.variants import build_settings, merge_settings
 from turbovlm_workbench.data.images import ImageFolder
 from turbovlm_workbench.load.device import pick_device, pick_dtype
 from turbovlm_workbench.load.loaded import UNMERGED
+from turbovlm_workbench.load.share import share_weights
+from turbovlm_workbench.report.table import bench_notes
 from turbovlm_workbench.tasks.registry import load_task
 
 
@@ -173,12 +175,54 @@ def test_settings_do_not_repeat_where_alpha_does_not_matter() -> None:
     assert {merge.alpha for merge in merges if merge.method != "turbo"} == {None}
 
 
+def test_speedups_stand_beside_other_amounts() -> None:
+    merges = merge_settings([4], ["turbo", "redundancy"], [2.0], speedups=[1.2, 1.8])
+    assert merges == [
+        Merge(r=4, alpha=2.0),
+        Merge(speedup=1.2, alpha=2.0),
+        Merge(speedup=1.8, alpha=2.0),
+        Merge(r=4, method="redundancy"),
+        Merge(speedup=1.2, method="redundancy"),
+        Merge(speedup=1.8, method="redundancy"),
+    ]
+    with pytest.raises(ConfigError, match="--inflection shapes a constant r"):
+        merge_settings([], ["turbo"], inflections=[0.0, 1.0], speedups=[1.4])
+    with pytest.raises(ConfigError, match=r"speedup must be at least 1, got 0\.5"):
+        merge_settings([], ["turbo"], speedups=[0.5])
+
+
+def test_a_speedup_says_which_blocks_merge(tmp_path: Path, images: ImageFolder) -> None:
+    weights = build.timm_weights(tmp_path / "tiny.safetensors")
+    task = load_task(f"timm:{build.TINY}", weights)
+    whole, asked, constant = run(task, images, [Merge(speedup=1.4), Merge(r=5)]).rows
+    assert (whole.r, constant.r) == (None, (5,) * 6)
+    assert asked.name == "turbo speedup=1.4"
+    assert asked.r is not None
+    # the blocks in the middle of six, and as much as its operations need
+    assert [block for block, r in enumerate(asked.r) if r] == [1, 2, 3, 4]
+    assert asked.tokens == 101 - sum(asked.r)
+    assert asked.to_dict()["r"] == asked.r
+    assert asked.code == "turbovlm.apply(model, turbovlm.Merge(speedup=1.4))"
+    assert 1.25 < asked.ideal < 1.4  # what is not in the blocks stays as it was
+    report = run(task, images, [Merge(speedup=1.4)])
+    assert f"turbo speedup=1.4: r={blocks_title(asked.r)}, as tokens@block." in bench_notes(report)
+
+
+def test_a_speedup_out_of_reach(tmp_path: Path, images: ImageFolder) -> None:
+    task = load_task(str(build.vit_classifier(tmp_path / "model")))
+    with pytest.raises(ConfigError, match="speedup=50 is out of reach for 65 tokens in 3 blocks"):
+        run(task, images, [Merge(speedup=50)])
+    turbovlm.apply(task.model, Merge(r=8))  # would refuse a model that was left patched
+
+
 def test_titles_say_what_differs() -> None:
     assert merge_title(Merge(r=8)) == "turbo r=8"
     assert merge_title(Merge(r=8, method="random", inflection=-0.5)) == "random r=8 inflection=-0.5"
     assert merge_title(Merge(ratio=0.1, alpha=2.0)) == "turbo ratio=0.1 alpha=2.0"
     assert merge_title(Merge(r=(0, 16, 0, 7))) == "turbo r=16@2+7@4"
     assert merge_title(Merge(r=(0, 0))) == "turbo r=0"
+    assert merge_title(Merge(speedup=1.4, collapse=True)) == "turbo speedup=1.4 collapse=True"
+    assert amount_title(Merge(speedup=1.4, method="random", seed=3)) == "speedup=1.4"
 
 
 def test_settings_of_the_same_work_share_one_timing(tmp_path: Path, images: ImageFolder) -> None:

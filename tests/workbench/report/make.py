@@ -21,6 +21,7 @@ def row(config: Merge | None, speed: float, agreement: float, accuracy: float = 
         fused=False,
         baseline=UNMERGED,
         tokens=197 if config is None else 197 - 12 * int(str(config.r)),
+        r=None if config is None else (int(str(config.r)),) * 12,
         gflops=1.258 / speed,
         ideal=speed,
         throughput=200.0 * speed,

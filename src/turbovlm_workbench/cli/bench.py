@@ -12,10 +12,12 @@ from turbovlm_workbench.cli.arguments import (
     Beams,
     Device,
     Dtype,
+    Keeps,
     Speedups,
     Weights,
     names,
     read_amounts,
+    read_keeps,
 )
 
 
@@ -37,6 +39,7 @@ def bench_command(
     ] = None,
     r: Amounts = None,
     speedup: Speedups = None,
+    keep: Keeps = None,
     method: Annotated[
         str,
         typer.Option(help="turbo, redundancy, semantics, random.", metavar="NAME..."),
@@ -53,7 +56,7 @@ def bench_command(
         ),
     ] = False,
     weights: Weights = None,
-    beams: Beams = 3,
+    beams: Beams = None,
     fused: Annotated[
         bool, typer.Option("--fused", help="Fuse BLIP's attention too, as a row of its own.")
     ] = False,
@@ -78,6 +81,8 @@ def bench_command(
       turbovlm bench timm:vit_base_patch16_224 --images photos --speedup 1.2 1.4 1.8
 
       turbovlm bench timm:vit_base_patch16_224 --images photos --r 8 12 16
+
+      turbovlm bench llava-hf/llava-1.5-7b-hf --images photos --keep 0.5 0.25
     """
     from turbovlm.errors import require
     from turbovlm_workbench.cli.output import (
@@ -94,13 +99,15 @@ def bench_command(
     from turbovlm_workbench.compare.variants import merge_settings
     from turbovlm_workbench.data.images import ImageFolder
     from turbovlm_workbench.load.device import pick_device, pick_dtype
+    from turbovlm_workbench.settings import combined
     from turbovlm_workbench.tasks.registry import load_task
 
     # Whatever can be wrong is found here, before the model is loaded and the long run begins.
-    rs, speedups = read_amounts(r, speedup)
+    rs, speedups = read_amounts(r, speedup, keep)
     merges = merge_settings(
         rs, names(method, "--method"), [alpha], speedups=speedups, collapse=collapse
     )
+    variants = combined(merges, read_keeps(keep))
     place = pick_device(device)
     plan = benching.BenchPlan(batch, place, pick_dtype(dtype, place), compiled, fused, rounds)
     check_writable(json, "--json")
@@ -111,7 +118,7 @@ def bench_command(
     folder = ImageFolder.open(images, labels)
     with progress_bar() as progress:
         task = load_task(model, weights, beams=beams).with_labels(folder.labels)
-        report = benching.run_bench(task, folder, merges, plan, progress)
+        report = benching.run_bench(task, folder, variants, plan, progress)
 
     def page(path: Path) -> None:
         from turbovlm_workbench.report.page import bench_page

@@ -60,12 +60,14 @@ def _caption(html: Path, json: Path | None) -> None:
     from turbovlm_workbench.compare.variants import merge_settings
     from turbovlm_workbench.demo.captioner import METHODS, RS, SCENES, UnseenScenes, captioning
     from turbovlm_workbench.load.device import pick_device
+    from turbovlm_workbench.settings import combined
 
+    variants = combined(merge_settings(RS, METHODS), ())
     plan = benching.BenchPlan(BATCH, pick_device(None), fused=True, rounds=ROUNDS, seconds=SECONDS)
     with progress_bar() as progress:
         scenes = UnseenScenes.unseen(SCENES)
         task = captioning(scenes)
-        report = benching.run_bench(task, scenes, merge_settings(RS, METHODS), plan, progress)
+        report = benching.run_bench(task, scenes, variants, plan, progress)
         samples, setting = show_some(task, scenes, report)
     lines = []
     for sample in samples:

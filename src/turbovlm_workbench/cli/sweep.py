@@ -13,11 +13,13 @@ from turbovlm_workbench.cli.arguments import (
     Beams,
     Device,
     Dtype,
+    Keeps,
     Speedups,
     Weights,
     names,
     numbers,
     read_amounts,
+    read_keeps,
 )
 
 
@@ -35,6 +37,7 @@ def sweep_command(
     ] = "turbo redundancy",
     r: Amounts = None,
     speedup: Speedups = None,
+    keep: Keeps = None,
     alpha: Annotated[
         str | None,
         typer.Option(help="Weights of the semantic value in turbo.", metavar="NUMBER..."),
@@ -46,7 +49,7 @@ def sweep_command(
         ),
     ] = "0",
     weights: Weights = None,
-    beams: Beams = 3,
+    beams: Beams = None,
     fused: Annotated[
         bool, typer.Option("--fused", help="Fuse BLIP's attention too, as a row of its own.")
     ] = False,
@@ -68,6 +71,8 @@ def sweep_command(
       turbovlm sweep timm:vit_base_patch16_224 --images photos --r 8 12 16 --alpha 1 2 6
 
       turbovlm sweep timm:vit_base_patch16_224 --images photos --r 8 --speedup 1.2 1.4 1.8
+
+      turbovlm sweep llava-hf/llava-1.5-7b-hf --images photos --keep 0.5 0.25 0.11
     """
     from turbovlm.errors import ConfigError, require
     from turbovlm_workbench.cli.output import (
@@ -84,12 +89,14 @@ def sweep_command(
     from turbovlm_workbench.data.images import ImageFolder
     from turbovlm_workbench.load.device import pick_device, pick_dtype
     from turbovlm_workbench.report.sweep import KINDS, draw_sweep, sweep_lines, sweep_table
+    from turbovlm_workbench.settings import combined
     from turbovlm_workbench.tasks.registry import load_task
 
     weighed = [None] if alpha is None else numbers(alpha, "--alpha")
     shapes = numbers(inflection, "--inflection")
-    rs, speedups = read_amounts(r, speedup)
+    rs, speedups = read_amounts(r, speedup, keep)
     merges = merge_settings(rs, names(method, "--method"), weighed, shapes, speedups=speedups)
+    variants = combined(merges, read_keeps(keep))
     place = pick_device(device)
     plan = bench.BenchPlan(batch, place, pick_dtype(dtype, place), fused=fused, rounds=rounds)
     check_writable(json, "--json")
@@ -101,7 +108,7 @@ def sweep_command(
     folder = ImageFolder.open(images, labels)
     with progress_bar() as progress:
         task = load_task(model, weights, beams=beams).with_labels(folder.labels)
-        found = Sweep.of(bench.run_bench(task, folder, merges, plan, progress))
+        found = Sweep.of(bench.run_bench(task, folder, variants, plan, progress))
 
     def draw(path: Path) -> None:
         write_file(path, draw_sweep(found, path.suffix.lower()))

@@ -31,7 +31,7 @@ def tune_command(
     out: Annotated[Path, typer.Option(help="Where the setting is saved.", metavar="FILE")] = OUT,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
     weights: Weights = None,
-    beams: Beams = 3,
+    beams: Beams = None,
     batch: Annotated[int, typer.Option(help="Images per call, also of those timed.")] = 8,
     device: Device = None,
     dtype: Dtype = "fp32",

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 import turbovlm
-from turbovlm.config import Merge
 from turbovlm.errors import ConfigError, ModelError
 from turbovlm.measure import Timing, compare, environment, flops, peak_memory
 from turbovlm.measure.speed import Ratio
 from turbovlm.plug.encoder.trace import Trace
 from turbovlm_workbench.compare.advice import advise, choose
-from turbovlm_workbench.compare.rows import BenchReport, BenchRow
+from turbovlm_workbench.compare.rows import BenchReport, BenchRow, FirstToken
 from turbovlm_workbench.compare.variants import (
     BenchSetting,
     build_settings,
@@ -29,6 +28,7 @@ from turbovlm_workbench.compare.variants import (
 )
 from turbovlm_workbench.data.images import Images
 from turbovlm_workbench.metrics.measure import summarize
+from turbovlm_workbench.settings import Settings, keep_of, merge_of
 from turbovlm_workbench.tasks.image import ImageTask, batches, calling
 
 COUNTED = 4  # images whose operations are counted: per image the number hardly depends on it
@@ -65,19 +65,28 @@ class BenchPlan:
                 raise ConfigError(f"--{name} must be at least 1, got {getattr(self, name)}")
 
 
+@dataclass(frozen=True)
+class _Lengths:
+    """What a `BenchRow` says of lengths."""
+
+    tokens: int | None
+    r: tuple[int, ...] | None
+    visual: int | None
+
+
 def run_bench(
     task: ImageTask[Any],
     images: Images,
-    merges: Sequence[Merge],
+    variants: Sequence[Settings],
     plan: BenchPlan,
     progress: Progress = lambda stage, done, total: None,
 ) -> BenchReport:
-    """Measure the unmerged model and every merge.
+    """Measure the unmerged model and every variant.
 
     Args:
         task: a loaded model; it is moved to the device and number format of ``plan``.
         images: at least one.
-        merges: the settings.
+        variants: what is applied together, see `turbovlm_workbench.settings.combined`.
         plan: how to measure.
         progress: told how far the run is.
 
@@ -87,16 +96,15 @@ def run_bench(
         TurboError: whatever `turbovlm.apply` refuses.
     """
     task.model.to(device=plan.device, dtype=plan.dtype)
-    built = build_settings(task.model, merges, fused=plan.fused)
+    built = build_settings(task.model, variants, fused=plan.fused)
     batch = min(plan.batch, len(images))
     pixels = task.pixels([images.image(index) for index in range(batch)])
     quality = _quality(task, built, images, batch, progress)
     # Where only the value of alpha differs the operations are the same: one stands for all.
-    kinds = {setting.name: (setting.fused, same_operations(setting.config)) for setting in built}
+    kinds = {setting.name: (setting.fused, same_operations(setting.settings)) for setting in built}
     measured = {kinds[setting.name]: setting for setting in reversed(built)}
     first = [setting for setting in built if measured[kinds[setting.name]] is setting]
-    seen = _traces(task, first, pixels[:1])
-    whole = next((trace.start for trace in seen.values()), 0)
+    seen = _lengths(task, first, pixels[:1])
     counted = pixels[:COUNTED]
     gflops = {}
     for step, setting in enumerate(first):
@@ -106,18 +114,19 @@ def run_bench(
     # Compiled code is for speed alone: it computes the same up to rounding.
     with many_compilations(first) if plan.compiled else nullcontext():
         peaks, times = _run_batch(task, first, pixels, plan, progress)
+        started = _first_tokens(task, first, pixels, plan, progress)
     rows = []
     for setting in built:
         name, base = measured[kinds[setting.name]].name, setting.baseline
-        trace = seen.get(name)
         rows.append(
             BenchRow(
                 name=setting.name,
-                config=setting.config,
+                settings=setting.settings,
                 fused=setting.fused,
                 baseline=base,
-                tokens=whole if trace is None else trace.tokens[-1],
-                r=None if trace is None else trace.removed,
+                tokens=seen[name].tokens,
+                r=seen[name].r,
+                visual=seen[name].visual,
                 gflops=gflops[name],
                 ideal=gflops[base] / gflops[name],
                 throughput=times[name].throughput(batch),
@@ -125,6 +134,7 @@ def run_bench(
                 speedup=_speedup(times, name, base),
                 page_faults=times[name].median_page_faults,
                 peak_mib=peaks[name],
+                first_token=None if started is None else _first_token(started, name, base),
                 quality=quality[setting.name],
             )
         )
@@ -147,16 +157,33 @@ def run_bench(
     )
 
 
-def _traces(
+def _lengths(
     task: ImageTask[Any], built: Sequence[BenchSetting], pixels: Tensor
-) -> dict[str, Trace]:
-    """What is merged in the first encoder, by setting that merges."""
-    found: dict[str, Trace] = {}
+) -> dict[str, _Lengths]:
+    """By setting, as seen in one forward of each that reduces."""
+    merged: dict[str, Trace] = {}
+    kept: dict[str, tuple[int, int]] = {}
     for setting in built:
-        if setting.config is not None:
-            with turbovlm.recording(setting.model) as recorded:
-                task.outputs(setting.model, pixels)
-            found[setting.name] = recorded.trace
+        if not setting.settings:
+            continue
+        with turbovlm.recording(setting.model) as recorded:
+            task.outputs(setting.model, pixels)
+        if merge_of(setting.settings) is not None:
+            merged[setting.name] = recorded.trace
+        if keep_of(setting.settings) is not None:
+            images = recorded.visual.images
+            before = sum(len(image.owner) for image in images)
+            kept[setting.name] = before, sum(len(image.kept) for image in images)
+    tokens = next((trace.start for trace in merged.values()), None)
+    visual = next((before for before, _ in kept.values()), None)
+    found = {}
+    for setting in built:
+        trace, now = merged.get(setting.name), kept.get(setting.name)
+        found[setting.name] = _Lengths(
+            tokens if trace is None else trace.tokens[-1],
+            None if trace is None else trace.removed,
+            visual if now is None else now[1],
+        )
     return found
 
 
@@ -216,6 +243,38 @@ def _run_batch(
         runs, rounds=plan.rounds, max_seconds=plan.seconds, warmup=1, device=device, progress=tell
     )
     return peaks, times
+
+
+def _first_tokens(
+    task: ImageTask[Any],
+    built: Sequence[BenchSetting],
+    pixels: Tensor,
+    plan: BenchPlan,
+    progress: Progress,
+) -> dict[str, Timing] | None:
+    """Times up to the first token, by setting; None for a task that answers no prompt."""
+    first = task.first_token()
+    if first is None:
+        return None
+    runs = {s.name: partial(calling(first), s.model, pixels) for s in built}
+    steps = plan.rounds * len(runs)
+    slot = iter(range(-len(runs), steps + 1))
+
+    def tell(done: int, rounds: int, name: str) -> None:
+        progress("first token", max(0, next(slot, steps)), steps)
+
+    return compare(
+        runs,
+        rounds=plan.rounds,
+        max_seconds=plan.seconds,
+        warmup=1,
+        device=plan.device,
+        progress=tell,
+    )
+
+
+def _first_token(times: Mapping[str, Timing], name: str, baseline: str) -> FirstToken:
+    return FirstToken(times[name].median_s, _speedup(times, name, baseline))
 
 
 def _from_compiler(error: Exception) -> bool:

@@ -14,7 +14,7 @@ from turbovlm.errors import ConfigError
 from turbovlm.maths.schedule import removable
 from turbovlm.measure.flops import Flops, flops
 from turbovlm.plug.encoder.trace import Trace
-from turbovlm_workbench.compare.titles import merge_title
+from turbovlm_workbench.compare.titles import title_of
 from turbovlm_workbench.load.loaded import UNMERGED
 from turbovlm_workbench.load.skeleton import Skeleton, skeleton
 
@@ -92,7 +92,7 @@ def count_model(
     costs: list[Cost] = []
     start = None
     for index, merge in enumerate(merges, 1):
-        title = merge_title(merge)
+        title = title_of((merge,))
         progress(title, index, len(merges) + 1)
         trace, count = _merged(on_meta, merge)
         start, ideal = trace.start, base.macs / count.macs

@@ -7,11 +7,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from turbovlm.config import Merge
 from turbovlm.measure.speed import Ratio
 from turbovlm_workbench.metrics.measure import Measure
+from turbovlm_workbench.settings import Settings, code_of, to_plain
 
 FUSED = "unmerged, fused attention"
+
+
+@dataclass(frozen=True)
+class FirstToken:
+    """How long a prompt takes until the first token of its answer is there.
+
+    Attributes:
+        seconds: of one call with the whole batch, the median.
+        speedup: measured, over the baseline; the median over interleaved rounds.
+    """
+
+    seconds: float
+    speedup: Ratio
 
 
 @dataclass(frozen=True)
@@ -20,11 +33,13 @@ class BenchRow:
 
     Attributes:
         name: e.g. ``"turbo r=8"``.
-        config: what is merged; None for an unmerged model.
+        settings: what is applied; nothing for an unmerged model.
         fused: whether `turbovlm.fuse_attention` replaced the shipped attention.
         baseline: name of the row that ``ideal`` and ``speedup`` refer to.
-        tokens: sequence length after the last block, prefix tokens included.
-        r: tokens that each block of the encoder removed; None for an unmerged model.
+        tokens: sequence length after the encoder's last block, prefix tokens included; None where
+            no row merges, so that it was not seen.
+        r: tokens that each block of the encoder removed; None where nothing is merged.
+        visual: tokens of an image that the language model gets; None where no row keeps fewer.
         gflops: multiply-adds of one image in units of 10^9 (the paper's convention).
         ideal: how many times fewer they are than the baseline's.
         throughput: images a second, from the median time.
@@ -34,15 +49,17 @@ class BenchRow:
             the system's allocator, which merging then saves too.
         peak_mib: peak memory of one call above what was held before, in MiB; None where the
             machine cannot tell.
+        first_token: of a model that answers a prompt; None for others.
         quality: by the key of the measure, over all images; the loss is among them.
     """
 
     name: str
-    config: Merge | None
+    settings: Settings
     fused: bool
     baseline: str
-    tokens: int
+    tokens: int | None
     r: tuple[int, ...] | None
+    visual: int | None
     gflops: float
     ideal: float
     throughput: float
@@ -50,22 +67,21 @@ class BenchRow:
     speedup: Ratio
     page_faults: float
     peak_mib: float | None
+    first_token: FirstToken | None
     quality: Mapping[str, float]
 
     @property
     def code(self) -> str:
         """The line that switches the setting on: only what differs from the defaults."""
-        fields = {} if self.config is None else self.config.to_dict()
-        fields.pop("kind", None)
-        merge = ", ".join(f"{name}={value!r}" for name, value in fields.items())
-        model = "turbovlm.fuse_attention(model)" if self.fused else "model"
-        return f"turbovlm.apply({model}, turbovlm.Merge({merge}))"
+        return code_of(self.settings, "turbovlm.fuse_attention(model)" if self.fused else "model")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        data["config"] = None if self.config is None else self.config.to_dict()
+        data["settings"] = to_plain(self.settings)
         data["speedup"] = dataclasses.asdict(self.speedup)
+        if self.first_token is not None:
+            data["first_token"] = dataclasses.asdict(self.first_token)
         data["quality"] = dict(self.quality)
         return data
 

@@ -1,20 +1,31 @@
-"""What to call a setting in a table."""
+"""What to call settings in a table or a plot."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from turbovlm.config import Merge
+from turbovlm.config import Merge, Setting
+from turbovlm_workbench.settings import Settings, keep_of, merge_of
 
 
-def merge_title(merge: Merge) -> str:
-    """What to call a setting in a table: its method, and all that differs from the defaults."""
-    return " ".join([merge.method, *_told(merge)])
+def title_of(settings: Settings) -> str:
+    """The method of a merge, and all that differs from the defaults."""
+    merge = merge_of(settings)
+    words = [] if merge is None else [merge.method]
+    return " ".join(words + [word for setting in settings for word in _told(setting)])
 
 
-def amount_title(merge: Merge) -> str:
-    """How much is merged, e.g. ``"r=8"`` or ``"speedup=1.4"``."""
-    return _told(merge)[0]
+def line_of(settings: Settings) -> str | None:
+    """What settings share that differ in how much is reduced alone; None for an unmerged model."""
+    merge, keep = merge_of(settings), keep_of(settings)
+    if merge is None:
+        return None if keep is None else "keep"
+    return merge.method if keep is None else f"{merge.method}, {_told(keep)[0]}"
+
+
+def amount_of(settings: Settings) -> str:
+    """How much is reduced along a line: ``"r=8"``, ``"speedup=1.4"``, ``"keep=0.25"``."""
+    return _told(merge_of(settings) or settings[0])[0] if settings else ""
 
 
 def blocks_title(rs: Sequence[int]) -> str:
@@ -22,10 +33,11 @@ def blocks_title(rs: Sequence[int]) -> str:
     return "+".join(f"{amount}@{block}" for block, amount in enumerate(rs, 1) if amount) or "0"
 
 
-def _told(merge: Merge) -> list[str]:
+def _told(setting: Setting) -> list[str]:
     """``name=value``, the amount first."""
-    fields = merge.to_dict()
+    fields = setting.to_dict()
     r = fields.pop("r", None)
     if r is not None:
         fields = {"r": blocks_title(r) if isinstance(r, list) else r, **fields}
-    return [f"{k}={v}" for k, v in fields.items() if k not in ("kind", "method")]
+    hidden = ("kind", "method") if isinstance(setting, Merge) else ("kind",)
+    return [f"{k}={v}" for k, v in fields.items() if k not in hidden]

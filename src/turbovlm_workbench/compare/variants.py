@@ -15,10 +15,11 @@ from turbovlm.config import Merge
 from turbovlm.errors import ConfigError, ModelError, NothingToPatch
 from turbovlm.maths.score import find_score
 from turbovlm_workbench.compare.rows import FUSED
-from turbovlm_workbench.compare.titles import merge_title
+from turbovlm_workbench.compare.titles import title_of
 from turbovlm_workbench.draws import draws_of
 from turbovlm_workbench.load.loaded import UNMERGED
 from turbovlm_workbench.load.share import share_weights
+from turbovlm_workbench.settings import Settings
 from turbovlm_workbench.tasks.image import ImageTask
 
 
@@ -28,7 +29,7 @@ class BenchSetting:
 
     name: str
     model: nn.Module
-    config: Merge | None
+    settings: Settings
     fused: bool
     baseline: str
     more: tuple[nn.Module, ...] = ()
@@ -81,9 +82,9 @@ def merge_settings(
 
 
 def build_settings(
-    model: nn.Module, merges: Sequence[Merge], *, fused: bool = False
+    model: nn.Module, variants: Sequence[Settings], *, fused: bool = False
 ) -> list[BenchSetting]:
-    """The unmerged model, with ``fused`` the same with fused attention, then each merge.
+    """The unmerged model, with ``fused`` the same with fused attention, then each variant.
 
     ``model`` itself stays untouched. All share its weights, so that a bench of twenty settings
     needs the memory of one model, and timed rounds can go from one to the next at once.
@@ -100,26 +101,30 @@ def build_settings(
                 "--fused is for models that transformers ships without fused attention (BLIP): "
                 "leave it out, this model's attention is fused already"
             ) from error
-    built = [BenchSetting(UNMERGED, share_weights(model), None, False, UNMERGED)]
+    built = [BenchSetting(UNMERGED, share_weights(model), (), False, UNMERGED)]
     if fused:
-        built.append(BenchSetting(FUSED, _fuse(share_weights(model)), None, True, UNMERGED))
+        built.append(BenchSetting(FUSED, _fuse(share_weights(model)), (), True, UNMERGED))
     baseline = built[-1].name
-    for merge in merges:
+    for settings in variants:
         twins = []
-        for draw in draws_of(merge):
+        for draw in draws_of(settings):
             twin = _fuse(share_weights(model)) if fused else share_weights(model)
-            twins.append(turbovlm.apply(twin, draw))
+            twins.append(turbovlm.apply(twin, *draw))
         first, *more = twins
-        built.append(BenchSetting(merge_title(merge), first, merge, fused, baseline, tuple(more)))
+        name = title_of(settings)
+        built.append(BenchSetting(name, first, settings, fused, baseline, tuple(more)))
     return built
 
 
-def same_operations(merge: Merge | None) -> Merge | None:
-    """A setting of the same operations: the value of alpha changes who is merged, not how many.
+def same_operations(settings: Settings) -> Settings:
+    """Settings of the same operations: the value of alpha changes who is merged, not how many.
 
     An alpha of 0 is a setting of its own, as it saves the guide's row.
     """
-    return replace(merge, alpha=None) if merge is not None and merge.alpha else merge
+    return tuple(
+        replace(setting, alpha=None) if isinstance(setting, Merge) and setting.alpha else setting
+        for setting in settings
+    )
 
 
 def compile_all(task: ImageTask[Any], built: Sequence[BenchSetting]) -> None:

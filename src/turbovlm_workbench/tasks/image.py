@@ -90,6 +90,10 @@ class ImageTask(Task, ABC, Generic[Output]):
         """The part that ``--compile`` compiles as one graph."""
         return model
 
+    def first_token(self) -> Self | None:
+        """The same task up to the first token of its answer; None where no prompt is answered."""
+        return None
+
     def outputs(self, model: nn.Module, pixels: Tensor) -> Output:
         """Outputs of ``model`` for pixels (B, 3, H, W)."""
         with torch.inference_mode():

@@ -14,7 +14,7 @@ from turbovlm.errors import ConfigError, ModelError
 from turbovlm.measure import Timing, compare
 from turbovlm.measure.speed import Ratio
 from turbovlm_workbench.compare.bench import BenchPlan, Progress
-from turbovlm_workbench.compare.titles import merge_title
+from turbovlm_workbench.compare.titles import title_of
 from turbovlm_workbench.compare.variants import build_settings
 from turbovlm_workbench.data.images import Images
 from turbovlm_workbench.load.loaded import UNMERGED
@@ -199,17 +199,17 @@ class Search:
             drift = fmean(score[self.task.drift.key] for score in scores)
             if math.isnan(drift):
                 raise ModelError(
-                    f"outputs of the model or of {merge_title(merge)} are no numbers in "
+                    f"outputs of the model or of {title_of((merge,))} are no numbers in "
                     f"{self.plan.dtype}: use --dtype fp32"
                 )
             quality = summarize(self.task.comparisons, scores)
-            trial = Trial(stage, merge_title(merge), merge, drift, loss_of(scores), quality)
+            trial = Trial(stage, title_of((merge,)), merge, drift, loss_of(scores), quality)
         self.trials.append(trial)
         return trial
 
     def speed(self, merges: Sequence[Merge], rounds: int) -> list[Ratio]:
         """Measured speed-up of each over the unmerged model, in one interleaved run."""
-        built = build_settings(self.task.model, list(dict.fromkeys(merges)))
+        built = build_settings(self.task.model, [(merge,) for merge in dict.fromkeys(merges)])
         call = calling(self.task)
         runs = {s.name: (lambda model=s.model: call(model, self.pixels)) for s in built}
 
@@ -222,4 +222,4 @@ class Search:
             )
         else:
             times = self.timer(runs)
-        return [times[merge_title(merge)].speedup_over(times[UNMERGED]) for merge in merges]
+        return [times[title_of((merge,))].speedup_over(times[UNMERGED]) for merge in merges]

@@ -9,18 +9,19 @@ import torch
 
 import turbovlm
 from tests.workbench import build
-from turbovlm.config import Merge
+from turbovlm.config import Merge, VisualTokens
 from turbovlm.errors import ConfigError, ModelError, UnknownArchitecture
 from turbovlm_workbench.compare import bench
 from turbovlm_workbench.compare.rows import FUSED, BenchReport
 from turbovlm_workbench.compare.samples import samples, show_some
-from turbovlm_workbench.compare.titles import amount_title, blocks_title, merge_title
+from turbovlm_workbench.compare.titles import amount_of, blocks_title, line_of, title_of
 from turbovlm_workbench.compare.variants import build_settings, merge_settings
 from turbovlm_workbench.data.images import ImageFolder
 from turbovlm_workbench.load.device import pick_device, pick_dtype
 from turbovlm_workbench.load.loaded import UNMERGED
 from turbovlm_workbench.load.share import share_weights
 from turbovlm_workbench.report.table import bench_notes
+from turbovlm_workbench.settings import combined
 from turbovlm_workbench.tasks.registry import load_task
 
 
@@ -31,7 +32,7 @@ def images(tmp_path: Path) -> ImageFolder:
 
 def run(task: Any, images: ImageFolder, merges: list[Merge], **plan: Any) -> BenchReport:
     return bench.run_bench(
-        task, images, merges, bench.BenchPlan(**{"batch": 2, "rounds": 2, **plan})
+        task, images, combined(merges, ()), bench.BenchPlan(**{"batch": 2, "rounds": 2, **plan})
     )
 
 
@@ -62,7 +63,7 @@ def test_a_classifier(tmp_path: Path, images: ImageFolder) -> None:
     assert whole.speedup.value == 1
     assert all(row.throughput > 0 and row.peak_mib and row.peak_mib > 0 for row in report.rows)
     assert (report.images, report.batch, report.rounds, report.dtype) == (5, 2, 2, "float32")
-    assert json.loads(json.dumps(report.to_dict()))["rows"][2]["config"] == {
+    assert json.loads(json.dumps(report.to_dict()))["rows"][2]["settings"] == {
         "kind": "merge",
         "r": 8,
     }
@@ -116,7 +117,7 @@ def test_compiled(tmp_path: Path, images: ImageFolder) -> None:
     torch._dynamo.utils.counters.clear()
     plan = bench.BenchPlan(batch=2, rounds=2, compiled=True)
     report = bench.run_bench(
-        task, images, [Merge(r=8)], plan, lambda stage, done, total: seen.append(stage)
+        task, images, [(Merge(r=8),)], plan, lambda stage, done, total: seen.append(stage)
     )
     assert report.compiled
     assert "compilation and memory" in seen
@@ -130,7 +131,7 @@ def test_progress_is_monotonous_and_complete(tmp_path: Path, images: ImageFolder
     bench.run_bench(
         task,
         images,
-        [Merge(r=8)],
+        [(Merge(r=8),)],
         bench.BenchPlan(batch=2, rounds=2),
         lambda stage, done, total: told.setdefault(stage, []).append((done, total)),
     )
@@ -216,13 +217,20 @@ def test_a_speedup_out_of_reach(tmp_path: Path, images: ImageFolder) -> None:
 
 
 def test_titles_say_what_differs() -> None:
-    assert merge_title(Merge(r=8)) == "turbo r=8"
-    assert merge_title(Merge(r=8, method="random", inflection=-0.5)) == "random r=8 inflection=-0.5"
-    assert merge_title(Merge(ratio=0.1, alpha=2.0)) == "turbo ratio=0.1 alpha=2.0"
-    assert merge_title(Merge(r=(0, 16, 0, 7))) == "turbo r=16@2+7@4"
-    assert merge_title(Merge(r=(0, 0))) == "turbo r=0"
-    assert merge_title(Merge(speedup=1.4, collapse=True)) == "turbo speedup=1.4 collapse=True"
-    assert amount_title(Merge(speedup=1.4, method="random", seed=3)) == "speedup=1.4"
+    assert title_of((Merge(r=8),)) == "turbo r=8"
+    assert title_of((Merge(r=8, method="random", inflection=-0.5),)) == "random r=8 inflection=-0.5"
+    assert title_of((Merge(ratio=0.1, alpha=2.0),)) == "turbo ratio=0.1 alpha=2.0"
+    assert title_of((Merge(r=(0, 16, 0, 7)),)) == "turbo r=16@2+7@4"
+    assert title_of((Merge(r=(0, 0)),)) == "turbo r=0"
+    assert title_of((Merge(speedup=1.4, collapse=True),)) == "turbo speedup=1.4 collapse=True"
+    quarter = VisualTokens(keep=0.25)
+    assert title_of((quarter,)) == "keep=0.25"
+    assert title_of((Merge(r=8), quarter)) == "turbo r=8 keep=0.25"
+    assert line_of(()) is None
+    assert line_of((quarter,)) == "keep"
+    assert line_of((Merge(r=8), quarter)) == "turbo, keep=0.25"
+    assert amount_of((quarter,)) == "keep=0.25"
+    assert amount_of((Merge(speedup=1.4, method="random", seed=3),)) == "speedup=1.4"
 
 
 def test_settings_of_the_same_work_share_one_timing(tmp_path: Path, images: ImageFolder) -> None:
@@ -234,9 +242,11 @@ def test_settings_of_the_same_work_share_one_timing(tmp_path: Path, images: Imag
         if stage == "memory":
             slots.append(total)
 
-    report = bench.run_bench(task, images, merges, bench.BenchPlan(batch=2, rounds=2), progress)
+    report = bench.run_bench(
+        task, images, combined(merges, ()), bench.BenchPlan(batch=2, rounds=2), progress
+    )
     _, default, heavy, none, fewer = report.rows
-    assert [row.name for row in report.rows[1:]] == [merge_title(merge) for merge in merges]
+    assert [row.name for row in report.rows[1:]] == [title_of((merge,)) for merge in merges]
     assert default.speedup == heavy.speedup
     assert default.throughput == heavy.throughput
     assert default.quality["kl"] != heavy.quality["kl"]
@@ -252,13 +262,13 @@ def test_copies_share_their_weights(tmp_path: Path) -> None:
     assert ours.keys() == theirs.keys()
     assert all(theirs[name] is parameter for name, parameter in ours.items())
     assert not {id(m) for m in model.modules()} & {id(m) for m in twin.modules()}
-    built = build_settings(model, [Merge(r=4), Merge(r=8)])
+    built = build_settings(model, [(Merge(r=4),), (Merge(r=8),)])
     assert len({id(p) for setting in built for p in setting.model.parameters()}) == len(ours)
 
 
 def test_samples_show_who_was_merged(tmp_path: Path, images: ImageFolder) -> None:
     task = load_task(str(build.vit_classifier(tmp_path / "model")))
-    shown = samples(task, images, [0, 3], Merge(r=10))
+    shown = samples(task, images, [0, 3], (Merge(r=10),))
     assert [sample.name for sample in shown] == [images.name(0), images.name(3)]
     for sample in shown:
         assert sample.picture.shape == (32, 32, 3)

@@ -17,11 +17,12 @@ from turbovlm_workbench.tasks.classification import ACCURACY, AGREEMENT, KL, LOS
 def row(config: Merge | None, speed: float, agreement: float, accuracy: float = 0.8) -> BenchRow:
     return BenchRow(
         name=UNMERGED if config is None else f"{config.method} r={config.r}",
-        config=config,
+        settings=() if config is None else (config,),
         fused=False,
         baseline=UNMERGED,
         tokens=197 if config is None else 197 - 12 * int(str(config.r)),
         r=None if config is None else (int(str(config.r)),) * 12,
+        visual=None,
         gflops=1.258 / speed,
         ideal=speed,
         throughput=200.0 * speed,
@@ -29,6 +30,7 @@ def row(config: Merge | None, speed: float, agreement: float, accuracy: float = 
         speedup=Ratio(speed, speed - 0.05, speed + 0.05),
         page_faults=12.0,
         peak_mib=27.7,
+        first_token=None,
         quality={
             "accuracy": accuracy,
             "agreement": agreement,

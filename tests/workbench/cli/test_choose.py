@@ -107,7 +107,7 @@ def test_nothing_within_the_promise_is_code_1_and_no_file(
     )  # fmt: skip
     assert code == 1, err
     data = json.loads(out)
-    assert data["merge"] is None
+    assert data["settings"] is None
     assert data["max_loss"] == 1e-12
     assert len(data["trials"]) < 48
     assert not (place / "none.json").exists()
@@ -123,6 +123,7 @@ def test_nothing_within_the_promise_is_code_1_and_no_file(
         (["--images", "few"], "at least 20 images and got 4"),
         (["--batch", "0"], "--batch must be at least 1"),
         (["--labels", "gone.csv"], "no label table gone.csv"),
+        (["--keep", "some"], "--keep takes a share such as 0.25, or a number of tokens"),
     ],
 )
 def test_mistakes_in_a_tune(

@@ -26,7 +26,7 @@ from torch import Tensor
 
 import turbovlm
 from turbovlm.measure import compare
-from turbovlm_workbench.compare.bench import BenchPlan
+from turbovlm_workbench.compare.plan import BenchPlan
 from turbovlm_workbench.data.images import ImageFolder
 from turbovlm_workbench.report.tune import tune_lines, tune_table
 from turbovlm_workbench.settings import Settings

@@ -83,7 +83,8 @@ def sweep_command(
         write_file,
         write_json,
     )
-    from turbovlm_workbench.compare import bench
+    from turbovlm_workbench.compare.bench import run_bench
+    from turbovlm_workbench.compare.plan import BenchPlan
     from turbovlm_workbench.compare.sweep import Sweep
     from turbovlm_workbench.compare.variants import merge_settings
     from turbovlm_workbench.data.images import ImageFolder
@@ -98,7 +99,7 @@ def sweep_command(
     merges = merge_settings(rs, names(method, "--method"), weighed, shapes, speedups=speedups)
     variants = combined(merges, read_keeps(keep))
     place = pick_device(device)
-    plan = bench.BenchPlan(batch, place, pick_dtype(dtype, place), fused=fused, rounds=rounds)
+    plan = BenchPlan(batch, place, pick_dtype(dtype, place), fused=fused, rounds=rounds)
     check_writable(json, "--json")
     check_writable(plot, "--plot")
     if plot is not None:
@@ -108,7 +109,7 @@ def sweep_command(
     folder = ImageFolder.open(images, labels)
     with progress_bar() as progress:
         task = load_task(model, weights, beams=beams).with_labels(folder.labels)
-        found = Sweep.of(bench.run_bench(task, folder, variants, plan, progress))
+        found = Sweep.of(run_bench(task, folder, variants, plan, progress))
 
     def draw(path: Path) -> None:
         write_file(path, draw_sweep(found, path.suffix.lower()))

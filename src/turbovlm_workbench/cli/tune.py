@@ -66,7 +66,7 @@ def tune_command(
         progress_bar,
         write_json,
     )
-    from turbovlm_workbench.compare.bench import BenchPlan
+    from turbovlm_workbench.compare.plan import BenchPlan
     from turbovlm_workbench.data.images import ImageFolder
     from turbovlm_workbench.load.device import pick_device, pick_dtype
     from turbovlm_workbench.report.tune import tune_lines, tune_table

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from turbovlm.measure.speed import Ratio
 from turbovlm_workbench.metrics.measure import Measure
 from turbovlm_workbench.settings import Settings, code_of, to_plain
 
+Mode = Literal["eager", "compiled", "graph"]
 FUSED = "unmerged, fused attention"
 
 
@@ -25,6 +26,21 @@ class FirstToken:
 
     seconds: float
     speedup: Ratio
+
+
+@dataclass(frozen=True)
+class EagerSpeed:
+    """Speed in eager mode, beside that of compiled code or of a CUDA graph.
+
+    Attributes:
+        throughput: images a second, from the median time.
+        speedup: measured, over the baseline in eager mode.
+        limit: as in `BenchRow`, in eager mode.
+    """
+
+    throughput: float
+    speedup: Ratio
+    limit: Ratio | None
 
 
 @dataclass(frozen=True)
@@ -45,6 +61,9 @@ class BenchRow:
         throughput: images a second, from the median time.
         spread: distance between the quartiles of the time over its median.
         speedup: measured, over the baseline; the median over interleaved rounds.
+        limit: what dropping as many tokens, with nothing to match or merge, gives over the
+            baseline; None where that was not measured.
+        eager: where the other speeds are those of another mode.
         page_faults: minor page faults of one call: thousands mean that part of the time goes to
             the system's allocator, which merging then saves too.
         peak_mib: peak memory of one call above what was held before, in MiB; None where the
@@ -65,6 +84,8 @@ class BenchRow:
     throughput: float
     spread: float
     speedup: Ratio
+    limit: Ratio | None
+    eager: EagerSpeed | None
     page_faults: float
     peak_mib: float | None
     first_token: FirstToken | None
@@ -80,8 +101,9 @@ class BenchRow:
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         data["settings"] = to_plain(self.settings)
         data["speedup"] = dataclasses.asdict(self.speedup)
-        if self.first_token is not None:
-            data["first_token"] = dataclasses.asdict(self.first_token)
+        for name in ("limit", "eager", "first_token"):
+            if data[name] is not None:
+                data[name] = dataclasses.asdict(data[name])
         data["quality"] = dict(self.quality)
         return data
 
@@ -97,12 +119,14 @@ class BenchReport:
         batch: images per timed call.
         device: where it ran, e.g. ``"cpu"``.
         dtype: number format, e.g. ``"fp32"``.
-        compiled: whether both sides ran under torch.compile.
+        mode: how both sides of every ratio ran.
         rounds: interleaved rounds that were timed.
         measures: the quality columns, in order.
         loss: what settings are judged by, see `ImageTask.loss`.
         rows: the unmerged model first.
         advice: one sentence.
+        launches: one sentence where launches are the cost, see
+            `turbovlm_workbench.compare.launches`.
         advised: name of the row that it recommends, if any.
         environment: the machine and the versions of the libraries.
     """
@@ -113,12 +137,13 @@ class BenchReport:
     batch: int
     device: str
     dtype: str
-    compiled: bool
+    mode: Mode
     rounds: int
     measures: tuple[Measure, ...]
     loss: Measure
     rows: tuple[BenchRow, ...]
     advice: str
+    launches: str | None
     advised: str | None
     environment: Mapping[str, Any]
 

@@ -101,15 +101,14 @@ def build_settings(
                 "--fused is for models that transformers ships without fused attention (BLIP): "
                 "leave it out, this model's attention is fused already"
             ) from error
-    built = [BenchSetting(UNMERGED, share_weights(model), (), False, UNMERGED)]
+    built = [BenchSetting(UNMERGED, plain_twin(model, fused=False), (), False, UNMERGED)]
     if fused:
-        built.append(BenchSetting(FUSED, _fuse(share_weights(model)), (), True, UNMERGED))
+        built.append(BenchSetting(FUSED, plain_twin(model, fused=True), (), True, UNMERGED))
     baseline = built[-1].name
     for settings in variants:
         twins = []
         for draw in draws_of(settings):
-            twin = _fuse(share_weights(model)) if fused else share_weights(model)
-            twins.append(turbovlm.apply(twin, *draw))
+            twins.append(turbovlm.apply(plain_twin(model, fused=fused), *draw))
         first, *more = twins
         name = title_of(settings)
         built.append(BenchSetting(name, first, settings, fused, baseline, tuple(more)))
@@ -127,10 +126,16 @@ def same_operations(settings: Settings) -> Settings:
     )
 
 
-def compile_all(task: ImageTask[Any], built: Sequence[BenchSetting]) -> None:
-    """Compile the encoder of every setting as one graph, at its first call."""
-    for setting in built:
-        task.encoder(setting.model).compile(fullgraph=True, dynamic=False)
+def plain_twin(model: nn.Module, *, fused: bool) -> nn.Module:
+    """The unmerged model with modules of its own, with fused attention where that is asked for."""
+    twin = share_weights(model)
+    return turbovlm.fuse_attention(twin) if fused else twin
+
+
+def compile_all(task: ImageTask[Any], models: Sequence[nn.Module]) -> None:
+    """Compile the encoder of every model as one graph, at its first call."""
+    for model in models:
+        task.encoder(model).compile(fullgraph=True, dynamic=False)
 
 
 @contextmanager
@@ -143,7 +148,3 @@ def many_compilations(built: Sequence[BenchSetting]) -> Iterator[None]:
         yield
     finally:
         torch._dynamo.config.recompile_limit = before
-
-
-def _fuse(model: nn.Module) -> nn.Module:
-    return turbovlm.fuse_attention(model)

@@ -13,6 +13,11 @@ from turbovlm_workbench.compare.titles import blocks_title, line_of
 from turbovlm_workbench.draws import DRAWS, draws_of
 from turbovlm_workbench.settings import merge_of
 
+MODES = {
+    "eager": "",
+    "compiled": ", both sides compiled",
+    "graph": ", both sides in CUDA graphs",
+}
 MANY_FAULTS = 1000  # page faults of one call, from which they move ratios by some percent
 
 
@@ -22,6 +27,9 @@ def headers(report: BenchReport) -> list[str]:
     titles = ["setting", "tokens"]
     titles += ["visual"] if _shows_visual(report) else []
     titles += ["GFLOPs", "ideal", "images/s", "speed-up"]
+    titles += ["limit"] if _shows_limit(report) else []
+    titles += ["eager speed-up"] if _shows_eager(report) else []
+    titles += ["eager limit"] if _shows_limit(report) and _shows_eager(report) else []
     titles += ["first token", "speed-up to it"] if _shows_first(report) else []
     return [*titles, "peak MiB", *quality]
 
@@ -30,6 +38,10 @@ def bench_cells(report: BenchReport, row: BenchRow) -> list[str]:
     """One row, as text, in the order of `headers`."""
     whole = row.name == row.baseline
     visual = [_count(row.visual)] if _shows_visual(report) else []
+    beside = [_limit(row.limit)] if _shows_limit(report) else []
+    if row.eager is not None:
+        beside.append(ratio_text(row.eager.speedup, whole))
+        beside += [_limit(row.eager.limit)] if _shows_limit(report) else []
     first = []
     if row.first_token is not None:
         ms = 1e3 * row.first_token.seconds
@@ -42,6 +54,7 @@ def bench_cells(report: BenchReport, row: BenchRow) -> list[str]:
         f"{row.ideal:.2f}x",
         f"{row.throughput:.{_decimals(row.throughput, 1)}f} ± {100 * row.spread:.0f} %",
         ratio_text(row.speedup, whole),
+        *beside,
         *first,
         "-"
         if row.peak_mib is None
@@ -60,16 +73,23 @@ def bench_notes(report: BenchReport) -> list[str]:
     env = report.environment
     cpu = f"{env['cpu']}, {env['threads']} thread{'s' if env['threads'] != 1 else ''}"
     machine = env["gpu"] if report.device == "cuda" else cpu
-    compiled = ", both sides compiled" if report.compiled else ""
+    mode = MODES[report.mode]
     lines = [
         f"{report.model}: {report.task} of {report.images} images; speed on {report.device} "
-        f"({machine}), {report.dtype}, batch {report.batch}{compiled}.",
+        f"({machine}), {report.dtype}, batch {report.batch}{mode}.",
         "tokens: after the last block. GFLOPs: of one image, a multiply-add counted as one; ideal "
         "is what they allow.",
         f"speed-up: median of {report.rounds} interleaved rounds [{interval_text(report)}], "
         f"against {_baselines(report)}; ±: quartile distance.",
         "peak: memory of one call beyond weights and inputs.",
     ]
+    if _shows_limit(report):
+        lines.append(
+            "limit: the same speed-up where tokens are dropped and none is matched or merged, each "
+            "block on as many as have the operations that it has with the merge."
+        )
+    if _shows_eager(report):
+        lines.append("eager: the same two without compilation and CUDA graphs.")
     if _shows_visual(report):
         lines.append("visual: tokens of an image that the language model gets.")
     if _shows_first(report):
@@ -122,6 +142,18 @@ def bench_table(report: BenchReport) -> Table:
 
 def _shows_visual(report: BenchReport) -> bool:
     return any(row.visual is not None for row in report.rows)
+
+
+def _shows_limit(report: BenchReport) -> bool:
+    return any(row.limit is not None for row in report.rows)
+
+
+def _shows_eager(report: BenchReport) -> bool:
+    return any(row.eager is not None for row in report.rows)
+
+
+def _limit(limit: Ratio | None) -> str:
+    return "-" if limit is None else f"{limit.value:.2f}x"
 
 
 def _shows_first(report: BenchReport) -> bool:

@@ -64,6 +64,7 @@ class Captioning(ImageTask[list[str]], ScoredTask):
     kind = "captioning"
     reads = Captioner
     options = frozenset({"weights"})
+    writes = True
     agreement = EXACT
     drift = REWORDED
     tolerance = "90 % equal captions, or, where the truth is known, one point of attributes"

@@ -29,6 +29,8 @@ class ImageTask(Task, ABC, Generic[Output]):
     drift: ClassVar[Measure]
     """How far an output moved, lower is better: the least noisy score, by which a search ranks."""
     tolerance: ClassVar[str]
+    writes: ClassVar[bool] = False
+    """Whether the work is a loop over the tokens of a text, and no single forward."""
 
     @property
     @abstractmethod

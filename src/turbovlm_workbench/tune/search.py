@@ -14,7 +14,7 @@ from turbovlm.errors import ConfigError, ModelError
 from turbovlm.maths.speedup import merging_blocks
 from turbovlm.measure import Timing, compare
 from turbovlm.measure.speed import Ratio
-from turbovlm_workbench.compare.bench import BenchPlan, Progress
+from turbovlm_workbench.compare.plan import BenchPlan, Progress
 from turbovlm_workbench.compare.titles import title_of
 from turbovlm_workbench.compare.variants import build_settings
 from turbovlm_workbench.data.images import Images

@@ -10,7 +10,7 @@ from typing import Any
 from turbovlm.measure import environment
 from turbovlm.measure.speed import Ratio
 from turbovlm_workbench.compare.advice import GAIN
-from turbovlm_workbench.compare.bench import BenchPlan, Progress
+from turbovlm_workbench.compare.plan import BenchPlan, Progress
 from turbovlm_workbench.data.images import Images
 from turbovlm_workbench.metrics.measure import Measure
 from turbovlm_workbench.settings import to_plain

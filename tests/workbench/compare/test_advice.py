@@ -36,6 +36,8 @@ def row(
         throughput=10.0,
         spread=0.0,
         speedup=Ratio(speed, *other.pop("interval", (speed - 0.01, speed + 0.01))),
+        limit=other.pop("limit", None),
+        eager=other.pop("eager", None),
         page_faults=0.0,
         peak_mib=1.0,
         first_token=None,

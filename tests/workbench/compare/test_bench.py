@@ -11,7 +11,8 @@ import turbovlm
 from tests.workbench import build
 from turbovlm.config import Merge, VisualTokens
 from turbovlm.errors import ConfigError, ModelError, UnknownArchitecture
-from turbovlm_workbench.compare import bench
+from turbovlm_workbench.compare.bench import run_bench
+from turbovlm_workbench.compare.plan import BenchPlan
 from turbovlm_workbench.compare.rows import FUSED, BenchReport
 from turbovlm_workbench.compare.samples import samples, show_some
 from turbovlm_workbench.compare.titles import amount_of, blocks_title, line_of, title_of
@@ -31,8 +32,8 @@ def images(tmp_path: Path) -> ImageFolder:
 
 
 def run(task: Any, images: ImageFolder, merges: list[Merge], **plan: Any) -> BenchReport:
-    return bench.run_bench(
-        task, images, combined(merges, ()), bench.BenchPlan(**{"batch": 2, "rounds": 2, **plan})
+    return run_bench(
+        task, images, combined(merges, ()), BenchPlan(**{"batch": 2, "rounds": 2, **plan})
     )
 
 
@@ -115,11 +116,11 @@ def test_compiled(tmp_path: Path, images: ImageFolder) -> None:
     task = load_task(str(build.vit_classifier(tmp_path / "model")))
     seen: list[str] = []
     torch._dynamo.utils.counters.clear()
-    plan = bench.BenchPlan(batch=2, rounds=2, compiled=True)
-    report = bench.run_bench(
+    plan = BenchPlan(batch=2, rounds=2, mode="compiled")
+    report = run_bench(
         task, images, [(Merge(r=8),)], plan, lambda stage, done, total: seen.append(stage)
     )
-    assert report.compiled
+    assert report.mode == "compiled"
     assert "compilation and memory" in seen
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
     assert not torch._dynamo.utils.counters["graph_break"]
@@ -128,11 +129,11 @@ def test_compiled(tmp_path: Path, images: ImageFolder) -> None:
 def test_progress_is_monotonous_and_complete(tmp_path: Path, images: ImageFolder) -> None:
     task = load_task(str(build.vit_classifier(tmp_path / "model")))
     told: dict[str, list[tuple[int, int]]] = {}
-    bench.run_bench(
+    run_bench(
         task,
         images,
         [(Merge(r=8),)],
-        bench.BenchPlan(batch=2, rounds=2),
+        BenchPlan(batch=2, rounds=2),
         lambda stage, done, total: told.setdefault(stage, []).append((done, total)),
     )
     assert list(told) == ["quality", "operations", "memory", "speed"]
@@ -242,9 +243,7 @@ def test_settings_of_the_same_work_share_one_timing(tmp_path: Path, images: Imag
         if stage == "memory":
             slots.append(total)
 
-    report = bench.run_bench(
-        task, images, combined(merges, ()), bench.BenchPlan(batch=2, rounds=2), progress
-    )
+    report = run_bench(task, images, combined(merges, ()), BenchPlan(batch=2, rounds=2), progress)
     _, default, heavy, none, fewer = report.rows
     assert [row.name for row in report.rows[1:]] == [title_of((merge,)) for merge in merges]
     assert default.speedup == heavy.speedup
@@ -286,7 +285,7 @@ def test_samples_show_who_was_merged(tmp_path: Path, images: ImageFolder) -> Non
 @pytest.mark.parametrize("plan", [{"batch": 0}, {"rounds": 0}])
 def test_plans_that_mean_nothing(plan: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=f"--{next(iter(plan))} must be at least 1, got 0"):
-        bench.BenchPlan(**plan)  # type: ignore[arg-type]
+        BenchPlan(**plan)  # type: ignore[arg-type]
 
 
 def test_devices() -> None:

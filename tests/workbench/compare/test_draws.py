@@ -11,7 +11,8 @@ import torch
 import turbovlm
 from tests.workbench import build
 from turbovlm.config import Merge, VisualTokens
-from turbovlm_workbench.compare.bench import BenchPlan, run_bench
+from turbovlm_workbench.compare.bench import run_bench
+from turbovlm_workbench.compare.plan import BenchPlan
 from turbovlm_workbench.compare.variants import many_compilations
 from turbovlm_workbench.data.images import ImageFolder
 from turbovlm_workbench.draws import DRAWS, draws_of

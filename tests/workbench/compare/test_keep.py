@@ -13,7 +13,8 @@ import turbovlm
 from tests.workbench import build
 from turbovlm.config import Merge, VisualTokens
 from turbovlm.errors import UnknownArchitecture
-from turbovlm_workbench.compare.bench import BenchPlan, run_bench
+from turbovlm_workbench.compare.bench import run_bench
+from turbovlm_workbench.compare.plan import BenchPlan
 from turbovlm_workbench.compare.rows import BenchReport
 from turbovlm_workbench.compare.samples import show_some
 from turbovlm_workbench.data.images import ImageFolder

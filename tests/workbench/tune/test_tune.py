@@ -16,7 +16,7 @@ from tests.workbench import build
 from turbovlm.config import Merge, VisualTokens
 from turbovlm.errors import ConfigError, InputError, ModelError, UnknownArchitecture
 from turbovlm.measure import Timing
-from turbovlm_workbench.compare.bench import BenchPlan
+from turbovlm_workbench.compare.plan import BenchPlan
 from turbovlm_workbench.data.images import ImageFolder
 from turbovlm_workbench.load.loaded import UNMERGED
 from turbovlm_workbench.settings import from_plain, keep_of, merge_of

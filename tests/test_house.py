@@ -36,7 +36,7 @@ LIBRARY_FLOORS = [
 ]
 ROOMS = {"plug.encoder", "plug.denoiser", "plug.language"}
 WORKBENCH_FLOORS = [
-    {"checkpoint", "draws", "extensions"},
+    {"checkpoint", "draws", "extensions", "settings"},
     {"data", "metrics"},
     {"paper"},
     {"load"},

@@ -132,7 +132,7 @@ class Captioner:
     def time(self, settings: Sequence[turbovlm.Merge], rounds: int) -> list[dict[str, Any]]:
         """Of the whole ``generate`` of one batch: the unmerged model first, then the settings."""
         x = self.pixels[: self.batch]
-        built = build_settings(self.model, settings)
+        built = build_settings(self.model, [(setting,) for setting in settings])
 
         def run(model: Any) -> None:
             model.generate(pixel_values=x, num_beams=self.beams, do_sample=False)

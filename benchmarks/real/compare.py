@@ -72,7 +72,7 @@ def main() -> None:
             asked = {"beams": args.beams, "top": args.top, "dtype": "fp32"}
             plan = RunPlan(folder, processes, args.batch, torch.float32, 0, asked)
             done = run_task(
-                task, merge, plan,
+                task, () if merge is None else (merge,), plan,
                 lambda stage, now, all_, name=name: bar.update(
                     shown, description=f"{name} {stage}", completed=now, total=all_
                 ),

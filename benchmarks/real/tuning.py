@@ -26,11 +26,13 @@ from torch import Tensor
 
 import turbovlm
 from turbovlm.measure import compare
-from turbovlm_workbench.compare.bench import BenchPlan
+from turbovlm_workbench.compare.plan import BenchPlan
 from turbovlm_workbench.data.images import ImageFolder
 from turbovlm_workbench.report.tune import tune_lines, tune_table
+from turbovlm_workbench.settings import Settings
 from turbovlm_workbench.tasks.image import batches
 from turbovlm_workbench.tasks.registry import load_task
+from turbovlm_workbench.tune.goal import Goal
 from turbovlm_workbench.tune.tune import Tuned, tune
 
 FLICKR = 300
@@ -84,11 +86,11 @@ def judges(before: Tensor, after: Tensor, labels: tuple[int, ...] | None) -> dic
     return {"accuracy lost": (was == truth).double() - (now == truth).double(), **found}
 
 
-def check(task: Any, images: ImageFolder, merge: turbovlm.Merge) -> dict[str, tuple[float, float]]:
+def check(task: Any, images: ImageFolder, settings: Settings) -> dict[str, tuple[float, float]]:
     """Mean and standard error by judge."""
     logits = []
-    for config in (turbovlm.Merge(r=0), merge):
-        with turbovlm.applied(task.model, config):
+    for applied in ((turbovlm.Merge(r=0),), settings):
+        with turbovlm.applied(task.model, *applied):
             parts = batches(task, images, range(len(images)), 25)
             logits.append(torch.cat([task.outputs(task.model, x) for _, x in parts]).double())
     before, after = logits
@@ -106,11 +108,11 @@ def main() -> None:
     task = load_task("timm:vit_tiny_patch16_224", weights)
     labelled = task.with_labels(mine.labels if args.labels else None)
     timer = partial(compare, rounds=args.rounds, clock=args.clock)
-    found = tune(labelled, mine, args.max_loss, BenchPlan(args.batch), timer=timer)
+    found = tune(labelled, mine, Goal(args.max_loss), BenchPlan(args.batch), timer=timer)
     console = Console(width=160)
     console.print(tune_table(found))
     console.print("\n".join(tune_lines(found, Path("turbo.json"))), highlight=False)
-    unseen = None if found.closest is None else check(task, others, found.closest.merge)
+    unseen = None if found.closest is None else check(task, others, found.closest.settings)
     if unseen is not None:
         console.print(_table(unseen, len(others)))
     if args.json:

@@ -15,6 +15,7 @@ import torchvision
 import transformers as hf
 from PIL import Image
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 TINY = "test_vit"  # timm's own test architecture: 160 px, 101 tokens, 6 blocks of width 64
 SIZES: dict[str, Any] = {
@@ -177,6 +178,43 @@ def encoder_decoder(folder: Path) -> Path:
     _save(folder, model, _square(hf.ViTImageProcessor))
     hf.BertTokenizer(vocab={word: n for n, word in enumerate(WORDS)}).save_pretrained(folder)
     return folder
+
+
+CHAT = (
+    "{% for m in messages %}USER: {% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }}{% endif %}"
+    "{% endfor %} ASSISTANT:{% endfor %}"
+)
+
+
+def llava(folder: Path, chat: str | None = CHAT) -> Path:
+    """A small LLaVA with random weights: CLIP at 32 px, 64 patches, and a Llama of 27 words."""
+    words = {word: n for n, word in enumerate([*WORDS, "<image>", "USER:", "ASSISTANT:"])}
+    raw = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokens = hf.PreTrainedTokenizerFast(
+        tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]", eos_token="[SEP]"
+    )
+    tokens.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    text: dict[str, Any] = {
+        "vocab_size": len(words), "hidden_size": 32, "intermediate_size": 32,
+        "num_hidden_layers": 1, "num_attention_heads": 2,
+    }  # fmt: skip
+    config = hf.LlavaConfig(
+        vision_config=hf.CLIPVisionConfig(**SIZES),
+        text_config=hf.LlamaConfig(**text),
+        image_token_index=words["<image>"],
+        vision_feature_layer=-2,
+    )
+    processor = hf.LlavaProcessor(
+        hf.CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False),
+        tokens,
+        patch_size=4,
+        num_additional_image_tokens=1,
+        vision_feature_select_strategy="default",
+        chat_template=chat,
+    )
+    return _save(folder, hf.LlavaForConditionalGeneration(config), processor)
 
 
 def _square(kind: Any) -> Any:

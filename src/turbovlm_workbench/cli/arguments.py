@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
+from turbovlm.config import VisualTokens
 from turbovlm.errors import ConfigError
 
-SEVERAL = ("--r", "--ratio", "--speedup", "--method", "--alpha", "--inflection")
+SEVERAL = ("--r", "--ratio", "--speedup", "--keep", "--method", "--alpha", "--inflection")
+DEFAULT_R = "4 8 12 16"
 MODEL_HELP = (
     "timm:NAME, torchvision:NAME, open_clip:NAME, a local folder with a config.json, or a hub id "
     "of transformers."
@@ -22,7 +24,32 @@ Weights = Annotated[
         help="Local checkpoint for timm:, torchvision: or open_clip:NAME.", metavar="FILE"
     ),
 ]
-Beams = Annotated[int, typer.Option(help="Beams of a captioner.")]
+Amounts = Annotated[
+    str | None,
+    typer.Option(
+        "--r", help=f"Tokens removed in every block (default: {DEFAULT_R}).", metavar="INT..."
+    ),
+]
+Speedups = Annotated[
+    str | None,
+    typer.Option(
+        help="Instead of --r, or beside it: how many times fewer operations the encoder's blocks "
+        "shall need.",
+        metavar="NUMBER...",
+    ),
+]
+Keeps = Annotated[
+    str | None,
+    typer.Option(
+        help="Shares, or numbers, of an image's tokens that a language model gets; alone, and "
+        "together with each --r and --speedup.",
+        metavar="KEEP...",
+    ),
+]
+Beams = Annotated[
+    int | None,
+    typer.Option(help="Beams of a captioner (default: 3; 1 for a model that answers a prompt)."),
+]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, ... (default: the accelerator if there is one).")
 ]
@@ -105,6 +132,20 @@ def numbers(text: str, flag: str) -> list[float]:
     return found
 
 
+def read_amounts(
+    r: str | None, speedup: str | None, keep: str | None = None
+) -> tuple[list[int], list[float]]:
+    """The values of ``--r`` and of ``--speedup``; where nothing is given, the default ones of r.
+
+    Raises:
+        ConfigError: for a part that is no number, or none at all.
+    """
+    if r is None and speedup is None and keep is None:
+        r = DEFAULT_R
+    rs = [] if r is None else whole_numbers(r, "--r")
+    return rs, [] if speedup is None else numbers(speedup, "--speedup")
+
+
 def one_number(text: str, flag: str) -> float:
     """``"1.4"`` to a number, where a command takes no more than one.
 
@@ -113,7 +154,9 @@ def one_number(text: str, flag: str) -> float:
     """
     found = numbers(text, flag)
     if len(found) > 1:
-        raise ConfigError(f"{flag} takes one value here, got {text}: bench and flops take several")
+        raise ConfigError(
+            f"{flag} takes one value here, got {text}: bench and flops compare several"
+        )
     return found[0]
 
 
@@ -130,6 +173,16 @@ def read_keep(text: str) -> float | int:
             f"--keep takes a share such as 0.25, or a number of tokens an image such as 64, not "
             f"{text!r}"
         ) from None
+
+
+def read_keeps(text: str | None) -> list[VisualTokens]:
+    """``"0.5,0.25"`` to settings; none where the flag is not given.
+
+    Raises:
+        ConfigError: for a part that is neither a share nor a number of tokens.
+    """
+    parts = [] if text is None else names(text, "--keep")
+    return list(dict.fromkeys(VisualTokens(keep=read_keep(part)) for part in parts))
 
 
 def read_share(text: str, flag: str) -> float:

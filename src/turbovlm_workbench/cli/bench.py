@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from turbovlm_workbench.cli.arguments import Beams, Device, Dtype, Weights, names, whole_numbers
+from turbovlm_workbench.cli.arguments import (
+    Amounts,
+    Beams,
+    Device,
+    Dtype,
+    Keeps,
+    Speedups,
+    Weights,
+    names,
+    read_amounts,
+    read_keeps,
+)
 
 
 def bench_command(
@@ -26,9 +37,9 @@ def bench_command(
         Path | None,
         typer.Option(help="Table with the columns file and label (0, 1, ...).", metavar="CSV"),
     ] = None,
-    r: Annotated[
-        str, typer.Option("--r", help="Tokens removed in every block.", metavar="INT...")
-    ] = "4 8 12 16",
+    r: Amounts = None,
+    speedup: Speedups = None,
+    keep: Keeps = None,
     method: Annotated[
         str,
         typer.Option(help="turbo, redundancy, semantics, random.", metavar="NAME..."),
@@ -45,7 +56,7 @@ def bench_command(
         ),
     ] = False,
     weights: Weights = None,
-    beams: Beams = 3,
+    beams: Beams = None,
     fused: Annotated[
         bool, typer.Option("--fused", help="Fuse BLIP's attention too, as a row of its own.")
     ] = False,
@@ -54,6 +65,10 @@ def bench_command(
     dtype: Dtype = "fp32",
     compiled: Annotated[
         bool, typer.Option("--compile", help="torch.compile both sides of every ratio.")
+    ] = False,
+    graph: Annotated[
+        bool,
+        typer.Option("--graph", help="Capture both sides of every ratio as CUDA graphs."),
     ] = False,
     rounds: Annotated[int, typer.Option(help="Interleaved timing rounds.")] = 10,
     json: Annotated[
@@ -65,11 +80,19 @@ def bench_command(
 ) -> None:
     """Measure speed and quality of every setting against the unmerged model.
 
-    Example:
+    On a GPU the limit stands beside each speed-up, and eager mode beside --compile and --graph.
+
+    Examples:
+
+      turbovlm bench timm:vit_base_patch16_224 --images photos --speedup 1.2 1.4 1.8
 
       turbovlm bench timm:vit_base_patch16_224 --images photos --r 8 12 16
+
+      turbovlm bench timm:vit_large_patch16_384 --images photos --speedup 1.4 --batch 8 --graph
+
+      turbovlm bench llava-hf/llava-1.5-7b-hf --images photos --keep 0.5 0.25
     """
-    from turbovlm.errors import require
+    from turbovlm.errors import ConfigError, require
     from turbovlm_workbench.cli.output import (
         check_writable,
         deliver,
@@ -79,19 +102,30 @@ def bench_command(
         write_file,
         write_json,
     )
-    from turbovlm_workbench.compare import bench as benching
+    from turbovlm_workbench.compare.bench import run_bench
+    from turbovlm_workbench.compare.plan import BenchPlan
+    from turbovlm_workbench.compare.rows import Mode
     from turbovlm_workbench.compare.samples import show_some
     from turbovlm_workbench.compare.variants import merge_settings
     from turbovlm_workbench.data.images import ImageFolder
     from turbovlm_workbench.load.device import pick_device, pick_dtype
+    from turbovlm_workbench.settings import combined
     from turbovlm_workbench.tasks.registry import load_task
 
     # Whatever can be wrong is found here, before the model is loaded and the long run begins.
+    rs, speedups = read_amounts(r, speedup, keep)
     merges = merge_settings(
-        whole_numbers(r, "--r"), names(method, "--method"), [alpha], collapse=collapse
+        rs, names(method, "--method"), [alpha], speedups=speedups, collapse=collapse
     )
+    variants = combined(merges, read_keeps(keep))
     place = pick_device(device)
-    plan = benching.BenchPlan(batch, place, pick_dtype(dtype, place), compiled, fused, rounds)
+    if compiled and graph:
+        raise ConfigError("--compile and --graph are two ways to run it: give one of the two")
+    mode: Mode = "compiled" if compiled else "graph" if graph else "eager"
+    # on a GPU the launches of eager mode can cost more than all operations: show what they do
+    plan = BenchPlan(
+        batch, place, pick_dtype(dtype, place), mode, fused, rounds, beside=place.type == "cuda"
+    )
     check_writable(json, "--json")
     check_writable(html, "--html")
     if html is not None:
@@ -100,7 +134,7 @@ def bench_command(
     folder = ImageFolder.open(images, labels)
     with progress_bar() as progress:
         task = load_task(model, weights, beams=beams).with_labels(folder.labels)
-        report = benching.run_bench(task, folder, merges, plan, progress)
+        report = run_bench(task, folder, variants, plan, progress)
 
     def page(path: Path) -> None:
         from turbovlm_workbench.report.page import bench_page

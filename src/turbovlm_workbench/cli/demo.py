@@ -55,17 +55,20 @@ def _caption(html: Path, json: Path | None) -> None:
         write_file,
         write_json,
     )
-    from turbovlm_workbench.compare import bench as benching
+    from turbovlm_workbench.compare.bench import run_bench
+    from turbovlm_workbench.compare.plan import BenchPlan
     from turbovlm_workbench.compare.samples import show_some
     from turbovlm_workbench.compare.variants import merge_settings
     from turbovlm_workbench.demo.captioner import METHODS, RS, SCENES, UnseenScenes, captioning
     from turbovlm_workbench.load.device import pick_device
+    from turbovlm_workbench.settings import combined
 
-    plan = benching.BenchPlan(BATCH, pick_device(None), fused=True, rounds=ROUNDS, seconds=SECONDS)
+    variants = combined(merge_settings(RS, METHODS), ())
+    plan = BenchPlan(BATCH, pick_device(None), fused=True, rounds=ROUNDS, seconds=SECONDS)
     with progress_bar() as progress:
         scenes = UnseenScenes.unseen(SCENES)
         task = captioning(scenes)
-        report = benching.run_bench(task, scenes, merge_settings(RS, METHODS), plan, progress)
+        report = run_bench(task, scenes, variants, plan, progress)
         samples, setting = show_some(task, scenes, report)
     lines = []
     for sample in samples:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from turbovlm.config import Merge
+from turbovlm.config import Merge, VisualTokens
 from turbovlm.errors import ConfigError
-from turbovlm_workbench.cli.arguments import MODEL_HELP, Beams, Device, Dtype, Weights
+from turbovlm_workbench.cli.arguments import (
+    MODEL_HELP,
+    Beams,
+    Device,
+    Dtype,
+    Weights,
+    read_keep,
+)
+
+if TYPE_CHECKING:
+    from turbovlm_workbench.settings import Settings
 
 
 def eval_command(
@@ -56,10 +66,25 @@ def eval_command(
     alpha: Annotated[
         float | None, typer.Option(help="Weight of the semantic value in turbo.")
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="A saved setting, instead of --r.", metavar="FILE")
+    speedup: Annotated[
+        float | None,
+        typer.Option(
+            help="Instead of --r, how many times fewer operations the encoder's blocks shall need."
+        ),
     ] = None,
-    beams: Beams = 3,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="Share, or number, of an image's tokens that a language model gets; alone or with "
+            "--r or --speedup.",
+            metavar="KEEP",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A saved setting, instead of all these.", metavar="FILE"),
+    ] = None,
+    beams: Beams = None,
     top: Annotated[int, typer.Option(help="Candidates that a matching head ranks anew.")] = 128,
     limit: Annotated[int | None, typer.Option(help="Only the first so many examples.")] = None,
     batch: Annotated[int, typer.Option(help="Examples per call.")] = 32,
@@ -79,6 +104,9 @@ def eval_command(
       turbovlm eval captioning --model Salesforce/blip-image-captioning-base
       --data dataset_coco.json --images coco --r 16 --out runs/r16
 
+      turbovlm eval vqa --model llava-hf/llava-1.5-7b-hf --data questions.jsonl --keep 0.25
+      --out runs/quarter
+
       accelerate launch -m turbovlm eval vqa --model ... --data ... --out runs/vqa
     """
     from turbovlm_workbench.cli.output import print_json, print_parts, progress_bar
@@ -90,7 +118,8 @@ def eval_command(
     from turbovlm_workbench.tasks.registry import build_task
     from turbovlm_workbench.tasks.request import Request
 
-    merge = _setting(r, method, alpha, config)
+    given = {"r": r, "speedup": speedup, "method": method, "alpha": alpha}
+    applied = _settings({k: v for k, v in given.items() if v is not None}, keep, config)
     request = Request(model, data, images, answers, split, weights, beams, top, limit)
     processes = join_processes(pick_device(device))
     if against is not None:
@@ -100,7 +129,7 @@ def eval_command(
     plan = RunPlan(out, processes, batch, number_format, workers, asked, against)
     with progress_bar() if processes.leads else nullcontext(_silent) as progress:
         todo = build_task(task, request)
-        done = run_task(todo, merge, plan, progress)
+        done = run_task(todo, applied, plan, progress)
     if done is None:
         return
     gaps = None if against is None else difference(out / SCORES, against / SCORES)
@@ -111,22 +140,33 @@ def eval_command(
     print_parts(heading(done), shown, *broken(done), f"predictions: {out}")
 
 
-def _setting(
-    r: int | None, method: str | None, alpha: float | None, config: Path | None
-) -> Merge | None:
-    """What to merge; None where neither --r nor --config asks for it."""
-    given = {"r": r, "method": method, "alpha": alpha}
-    fields = {name: value for name, value in given.items() if value is not None}
+def _settings(fields: dict[str, Any], keep: str | None, config: Path | None) -> Settings:
+    """What to apply; nothing where neither the flags nor --config ask for it.
+
+    Args:
+        fields: of a `Merge`, those that are given.
+        keep: of `VisualTokens`.
+        config: a file with whole settings.
+    """
+    from turbovlm_workbench.settings import load_settings
+
     if config is not None:
-        if fields:
-            raise ConfigError("--config is a whole setting: leave --r, --method and --alpha out")
-        return Merge.load(config)
-    if r is None:
-        if fields:
-            flags = " and ".join(f"--{name}" for name in fields)
-            raise ConfigError(f"{flags} without --r changes nothing: give --r, or leave it out")
-        return None
-    return Merge.from_dict(fields)
+        if fields or keep is not None:
+            raise ConfigError(
+                "--config is a whole setting: leave --r, --speedup, --method, --alpha and --keep "
+                "out"
+            )
+        return load_settings(config)
+    kept = () if keep is None else (VisualTokens(keep=read_keep(keep)),)
+    if "r" in fields or "speedup" in fields:
+        return (Merge.from_dict(fields), *kept)
+    if fields:
+        flags = " and ".join(f"--{name}" for name in fields)
+        raise ConfigError(
+            f"{flags} without --r or --speedup changes nothing: give one of the two, or leave it "
+            "out"
+        )
+    return kept
 
 
 def _silent(stage: str, done: int, total: int) -> None:

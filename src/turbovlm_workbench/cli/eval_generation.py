@@ -133,7 +133,7 @@ def eval_generation_command(
             out=out,
             scoring=scoring,
         )
-        done = run_task(todo, merge, plan, progress)
+        done = run_task(todo, () if merge is None else (merge,), plan, progress)
     if done is None:
         return
     if json:

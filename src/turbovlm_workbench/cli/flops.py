@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from turbovlm_workbench.cli.arguments import MODEL_HELP, names, whole_numbers
+from turbovlm.config import Merge
+from turbovlm_workbench.cli.arguments import MODEL_HELP, Amounts, Speedups, names, read_amounts
 
-R, METHOD = "4 8 12 16", "turbo"
+METHOD = "turbo"
 
 
 def flops_command(
@@ -22,14 +24,8 @@ def flops_command(
     size: Annotated[
         int | None, typer.Option(help="Side of the image (default: the model's).", metavar="PX")
     ] = None,
-    r: Annotated[
-        str | None,
-        typer.Option(
-            "--r",
-            help=f"Tokens removed in every block (default: {R}); 0: the unmerged model alone.",
-            metavar="INT...",
-        ),
-    ] = None,
+    r: Amounts = None,
+    speedup: Speedups = None,
     method: Annotated[
         str | None,
         typer.Option(
@@ -40,9 +36,12 @@ def flops_command(
 ) -> int:
     """Count a model's operations with and without merging: no weights, no images.
 
-    Of a hub id only the configuration is read. Example:
+    Of a hub id only the configuration is read; --r 0 counts the unmerged model alone. What
+    --speedup chooses is that of a CPU: on a GPU fewer blocks merge. Examples:
 
       turbovlm flops timm:vit_large_patch16_384 --r 8 16 23
+
+      turbovlm flops timm:vit_large_patch16_384 --speedup 1.2 1.4 1.8
 
     With --paper the exit code is 1 if a row is more than 0.1 % off the exact figure.
 
@@ -51,31 +50,36 @@ def flops_command(
     from turbovlm.errors import ConfigError
 
     if paper:
-        if not all(value is None for value in (model, size, r, method)):
+        if not all(value is None for value in (model, size, r, speedup, method)):
             raise ConfigError(
-                "--paper counts the paper's own models and settings: leave MODEL, --size, --r and "
-                "--method out"
+                "--paper counts the paper's own models and settings: leave MODEL, --size, --r, "
+                "--speedup and --method out"
             )
         return _paper(json)
     if model is None:
         raise ConfigError("flops needs a MODEL, or --paper: turbovlm flops --help")
-    return _model(model, size, R if r is None else r, METHOD if method is None else method, json)
+    from turbovlm_workbench.compare.variants import merge_settings
+
+    rs, speedups = read_amounts(r, speedup)
+    methods = names(METHOD if method is None else method, "--method")
+    return _model(model, size, merge_settings(rs, methods, speedups=speedups), json)
 
 
-def _model(model: str, size: int | None, r: str, method: str, as_json: bool) -> int:
+def _model(model: str, size: int | None, merges: Sequence[Merge], as_json: bool) -> int:
     from turbovlm_workbench.cli.output import print_json, print_parts, progress_bar
     from turbovlm_workbench.compare.operations import count_model
-    from turbovlm_workbench.compare.variants import merge_settings
     from turbovlm_workbench.report import operations as report
 
-    merges = merge_settings(whole_numbers(r, "--r"), names(method, "--method"))
     with progress_bar() as progress:
         counted = count_model(model, merges, progress, size=size)
     if as_json:
         print_json(counted.to_dict())
     else:
         print_parts(
-            counted.what, report.operations_table(counted), report.parts(counted), report.NOTE
+            counted.what,
+            report.operations_table(counted),
+            report.parts(counted),
+            "\n".join(report.operations_notes(counted)),
         )
     return 0
 

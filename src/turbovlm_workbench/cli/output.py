@@ -123,7 +123,8 @@ def show(report: BenchReport) -> None:
     from turbovlm_workbench.report.table import bench_notes, bench_table
 
     notes = Text("\n".join(bench_notes(report)), style="dim")
-    print_parts(bench_table(report), notes, Text(report.advice, style="bold"))
+    launches = [] if report.launches is None else [Text(report.launches, style="bold")]
+    print_parts(bench_table(report), notes, *launches, Text(report.advice, style="bold"))
 
 
 @contextmanager

@@ -9,13 +9,17 @@ import typer
 
 from turbovlm_workbench.cli.arguments import (
     MODEL_HELP,
+    Amounts,
     Beams,
     Device,
     Dtype,
+    Keeps,
+    Speedups,
     Weights,
     names,
     numbers,
-    whole_numbers,
+    read_amounts,
+    read_keeps,
 )
 
 
@@ -31,9 +35,9 @@ def sweep_command(
     method: Annotated[
         str, typer.Option(help="turbo, redundancy, semantics, random.", metavar="NAME...")
     ] = "turbo redundancy",
-    r: Annotated[
-        str, typer.Option("--r", help="Tokens removed in every block.", metavar="INT...")
-    ] = "4 8 12 16",
+    r: Amounts = None,
+    speedup: Speedups = None,
+    keep: Keeps = None,
     alpha: Annotated[
         str | None,
         typer.Option(help="Weights of the semantic value in turbo.", metavar="NUMBER..."),
@@ -45,7 +49,7 @@ def sweep_command(
         ),
     ] = "0",
     weights: Weights = None,
-    beams: Beams = 3,
+    beams: Beams = None,
     fused: Annotated[
         bool, typer.Option("--fused", help="Fuse BLIP's attention too, as a row of its own.")
     ] = False,
@@ -62,9 +66,13 @@ def sweep_command(
 ) -> None:
     """Measure all combinations of settings and mark those that no other one beats.
 
-    Example:
+    Examples:
 
       turbovlm sweep timm:vit_base_patch16_224 --images photos --r 8 12 16 --alpha 1 2 6
+
+      turbovlm sweep timm:vit_base_patch16_224 --images photos --r 8 --speedup 1.2 1.4 1.8
+
+      turbovlm sweep llava-hf/llava-1.5-7b-hf --images photos --keep 0.5 0.25 0.11
     """
     from turbovlm.errors import ConfigError, require
     from turbovlm_workbench.cli.output import (
@@ -75,19 +83,23 @@ def sweep_command(
         write_file,
         write_json,
     )
-    from turbovlm_workbench.compare import bench
+    from turbovlm_workbench.compare.bench import run_bench
+    from turbovlm_workbench.compare.plan import BenchPlan
     from turbovlm_workbench.compare.sweep import Sweep
     from turbovlm_workbench.compare.variants import merge_settings
     from turbovlm_workbench.data.images import ImageFolder
     from turbovlm_workbench.load.device import pick_device, pick_dtype
     from turbovlm_workbench.report.sweep import KINDS, draw_sweep, sweep_lines, sweep_table
+    from turbovlm_workbench.settings import combined
     from turbovlm_workbench.tasks.registry import load_task
 
     weighed = [None] if alpha is None else numbers(alpha, "--alpha")
     shapes = numbers(inflection, "--inflection")
-    merges = merge_settings(whole_numbers(r, "--r"), names(method, "--method"), weighed, shapes)
+    rs, speedups = read_amounts(r, speedup, keep)
+    merges = merge_settings(rs, names(method, "--method"), weighed, shapes, speedups=speedups)
+    variants = combined(merges, read_keeps(keep))
     place = pick_device(device)
-    plan = bench.BenchPlan(batch, place, pick_dtype(dtype, place), fused=fused, rounds=rounds)
+    plan = BenchPlan(batch, place, pick_dtype(dtype, place), fused=fused, rounds=rounds)
     check_writable(json, "--json")
     check_writable(plot, "--plot")
     if plot is not None:
@@ -97,7 +109,7 @@ def sweep_command(
     folder = ImageFolder.open(images, labels)
     with progress_bar() as progress:
         task = load_task(model, weights, beams=beams).with_labels(folder.labels)
-        found = Sweep.of(bench.run_bench(task, folder, merges, plan, progress))
+        found = Sweep.of(run_bench(task, folder, variants, plan, progress))
 
     def draw(path: Path) -> None:
         write_file(path, draw_sweep(found, path.suffix.lower()))

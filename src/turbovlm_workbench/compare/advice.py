@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from turbovlm_workbench.compare.rows import BenchRow
+from turbovlm_workbench.settings import keep_of, merge_of
 from turbovlm_workbench.tasks.image import ImageTask
 
 GAIN = 1.03  # a smaller speed-up is not worth a changed model
@@ -67,16 +68,14 @@ def advise(
         return (
             f"No setting is both faster and close to the unmerged model ({task.tolerance}): the "
             f"closest, {closest.name}, has {closest.speedup.value:.2f}x the speed, "
-            f"{_quality(task, closest, rows[0])}; try a smaller --r."
+            f"{_quality(task, closest, rows[0])}; try {_gentler(closest)}."
         )
-    return _no_gain([row for row in rows if row.config is not None], batch, device)
+    return _no_gain([row for row in rows if row.settings], batch, device)
 
 
 def _faster(rows: Sequence[BenchRow]) -> list[BenchRow]:
     return [
-        row
-        for row in rows
-        if row.config is not None and row.speedup.value >= GAIN and row.speedup.low > 1
+        row for row in rows if row.settings and row.speedup.value >= GAIN and row.speedup.low > 1
     ]
 
 
@@ -91,9 +90,27 @@ def _quality(task: ImageTask[Any], row: BenchRow, unmerged: BenchRow) -> str:
     return ", ".join(parts)
 
 
+def _gentler(row: BenchRow) -> str:
+    flag = _flag(row)
+    return f"a {'larger' if flag == '--keep' else 'smaller'} {flag}"
+
+
+def _more(row: BenchRow) -> str:
+    flag = _flag(row)
+    return f"a {'smaller' if flag == '--keep' else 'larger'} {flag}"
+
+
+def _flag(row: BenchRow) -> str:
+    """What says on the command line how much a row reduces."""
+    if keep_of(row.settings) is not None:
+        return "--keep"
+    merge = merge_of(row.settings)
+    return "--r" if merge is None or merge.speedup is None else "--speedup"
+
+
 def _no_gain(merged: Sequence[BenchRow], batch: int, device: str) -> str:
     if not merged:
-        return "Nothing was merged: give --r a value above 0."
+        return "Nothing was merged: give --r a value above 0, or --speedup one above 1."
     best = max(merged, key=lambda row: row.speedup.value)
     speed = best.speedup
     text = (
@@ -103,7 +120,9 @@ def _no_gain(merged: Sequence[BenchRow], batch: int, device: str) -> str:
     if speed.high - speed.low > NOISE * speed.value:
         return f"{text}, too uncertain to tell; repeat on a quieter machine or with more --rounds."
     if best.ideal < GAIN + 0.05:
-        return f"{text}, and its operations allow no more than {best.ideal:.2f}x; try a larger --r."
+        return (
+            f"{text}, and its operations allow no more than {best.ideal:.2f}x; try {_more(best)}."
+        )
     text = f"{text}, although its operations allow {best.ideal:.2f}x"
     if batch < 8:
         return f"{text}; try a larger --batch."

@@ -13,6 +13,8 @@ from turbovlm.config import Merge
 from turbovlm.errors import ConfigError
 from turbovlm.maths.schedule import removable
 from turbovlm.measure.flops import Flops, flops
+from turbovlm.plug.encoder.trace import Trace
+from turbovlm_workbench.compare.titles import title_of
 from turbovlm_workbench.load.loaded import UNMERGED
 from turbovlm_workbench.load.skeleton import Skeleton, skeleton
 
@@ -29,6 +31,7 @@ class Cost:
         name: e.g. ``"turbo r=8"``.
         config: what is merged; None for the unmerged model.
         tokens: sequence length after the last block, prefix tokens included; None if unknown.
+        r: tokens that each block of the first tower removes; None for the unmerged model.
         gflops: of one forward, a multiply-add counted as one.
         ideal: how many times fewer operations than the unmerged model's.
         parts: GFLOPs by part of the model; they add up to ``gflops``. Numbered siblings are one
@@ -38,6 +41,7 @@ class Cost:
     name: str
     config: Merge | None
     tokens: int | None
+    r: tuple[int, ...] | None
     gflops: float
     ideal: float
     parts: Mapping[str, float]
@@ -76,7 +80,8 @@ def count_model(
 
     Raises:
         ModelError: whatever `skeleton` refuses.
-        ConfigError: for an r that not even the first block can merge.
+        ConfigError: for an r that not even the first block can merge, or a speed-up that is out
+            of reach.
         TurboError: whatever `turbovlm.apply` refuses.
     """
     merges = [merge for merge in merges if merge.r != 0]
@@ -87,18 +92,20 @@ def count_model(
     costs: list[Cost] = []
     start = None
     for index, merge in enumerate(merges, 1):
-        title = f"{merge.method} r={merge.r}"
+        title = title_of((merge,))
         progress(title, index, len(merges) + 1)
-        start, left, count = _merged(on_meta, merge)
+        trace, count = _merged(on_meta, merge)
+        start, ideal = trace.start, base.macs / count.macs
+        split = _split(count, parts)
         costs.append(
-            Cost(title, merge, left, count.gflops, base.macs / count.macs, _split(count, parts))
+            Cost(title, merge, trace.tokens[-1], trace.removed, count.gflops, ideal, split)
         )
-    unmerged = Cost(UNMERGED, None, start, base.gflops, 1.0, _split(base, parts))
+    unmerged = Cost(UNMERGED, None, start, None, base.gflops, 1.0, _split(base, parts))
     return Operations(name, on_meta.what, (unmerged, *costs))
 
 
-def _merged(on_meta: Skeleton, merge: Merge) -> tuple[int, int, Flops]:
-    """Tokens before the first and after the last block of the first tower, and the count."""
+def _merged(on_meta: Skeleton, merge: Merge) -> tuple[Trace, Flops]:
+    """What the first tower merges, and the count."""
     with turbovlm.applied(on_meta.model, merge) as run:
         count = flops(on_meta.model, on_meta.inputs)
         trace = run.trace
@@ -108,7 +115,7 @@ def _merged(on_meta: Skeleton, merge: Merge) -> tuple[int, int, Flops]:
             f"r={merge.r} does not fit {on_meta.name}: a block merges at most half of its tokens, "
             f"which is {limit} of {trace.start}: give a smaller --r"
         )
-    return trace.start, trace.tokens[-1], count
+    return trace, count
 
 
 def _parts(count: Flops) -> list[str]:

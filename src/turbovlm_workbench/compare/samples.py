@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 import turbovlm
-from turbovlm.config import Merge
+from turbovlm.api import Run
 from turbovlm.errors import ModelError
 from turbovlm_workbench.compare.rows import BenchReport
+from turbovlm_workbench.compare.titles import line_of
 from turbovlm_workbench.data.images import Images
+from turbovlm_workbench.settings import Settings, keep_of
 from turbovlm_workbench.tasks.image import ImageTask
 
 
@@ -27,8 +31,9 @@ class Sample:
         picture: what the model saw, uint8 (H, W, 3).
         unmerged: the unmerged model's output in words.
         merged: the merged model's.
-        owner: for every patch, which token stands for it after the last block: int64 (h, w).
-        tokens: sequence length after the last block.
+        owner: for every patch, which token stands for it after the last block, or in the prompt of
+            a language model: int64 (h, w).
+        tokens: how many are left there.
     """
 
     name: str
@@ -52,19 +57,19 @@ def show_some(
     Returns:
         The samples and the name of the setting.
     """
-    merges = {row.name: row.config for row in report.rows if row.config is not None}
-    method = next(iter(merges.values())).method
-    first = [name for name, merge in merges.items() if merge.method == method]
+    variants = {row.name: row.settings for row in report.rows if row.settings}
+    line = line_of(next(iter(variants.values())))
+    first = [name for name, settings in variants.items() if line_of(settings) == line]
     name = report.advised or first[len(first) // 2]
     number = min(number, len(images))
     indices = [index * len(images) // number for index in range(number)]
-    return samples(task, images, indices, merges[name]), name
+    return samples(task, images, indices, variants[name]), name
 
 
 def samples(
-    task: ImageTask[Any], images: Images, indices: Sequence[int], merge: Merge
+    task: ImageTask[Any], images: Images, indices: Sequence[int], settings: Settings
 ) -> list[Sample]:
-    """Run ``task.model`` with and without ``merge`` on a few images; the model is left as it was.
+    """Run ``task.model`` as it is and with ``settings`` on a few images; it is left as it was.
 
     Raises:
         ModelError: if the tokens do not form a grid over the image.
@@ -72,10 +77,9 @@ def samples(
     """
     pixels = task.pixels([images.image(index) for index in indices])
     before = task.outputs(task.model, pixels)
-    with turbovlm.applied(task.model, merge) as run:
+    with turbovlm.applied(task.model, *settings) as run:
         after = task.outputs(task.model, pixels)
-    trace = run.trace
-    owners = trace.representative().cpu().expand(len(pixels), -1)[:, trace.prefix_tokens :]
+    owners, tokens = _visual(run) if keep_of(settings) is not None else _merged(run, len(pixels))
     grid = _grid(owners.shape[1], *pixels.shape[2:])
     words = zip(task.words(before), task.words(after), strict=True)
     return [
@@ -85,10 +89,25 @@ def samples(
             unmerged=unmerged,
             merged=merged,
             owner=owners[row].reshape(grid).numpy(),
-            tokens=trace.tokens[-1],
+            tokens=tokens,
         )
         for row, (index, (unmerged, merged)) in enumerate(zip(indices, words, strict=True))
     ]
+
+
+def _merged(run: Run, images: int) -> tuple[Tensor, int]:
+    """Of every patch ``(B, N)`` the token that stands for it, and how many tokens are left."""
+    trace = run.trace
+    owners = trace.representative().cpu().expand(images, -1)[:, trace.prefix_tokens :]
+    return owners, trace.tokens[-1]
+
+
+def _visual(run: Run) -> tuple[Tensor, int]:
+    """The same of the tokens that the language model got."""
+    seen = run.visual.images
+    if len({len(image.owner) for image in seen}) > 1:
+        raise ModelError("the images have different numbers of tokens: leave out --html")
+    return torch.stack([image.owner.cpu() for image in seen]), len(seen[0].kept)
 
 
 def _grid(patches: int, height: int, width: int) -> tuple[int, int]:

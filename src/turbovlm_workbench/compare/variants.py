@@ -12,12 +12,14 @@ from torch import nn
 
 import turbovlm
 from turbovlm.config import Merge
-from turbovlm.errors import ModelError, NothingToPatch
+from turbovlm.errors import ConfigError, ModelError, NothingToPatch
 from turbovlm.maths.score import find_score
 from turbovlm_workbench.compare.rows import FUSED
+from turbovlm_workbench.compare.titles import title_of
 from turbovlm_workbench.draws import draws_of
 from turbovlm_workbench.load.loaded import UNMERGED
 from turbovlm_workbench.load.share import share_weights
+from turbovlm_workbench.settings import Settings
 from turbovlm_workbench.tasks.image import ImageTask
 
 
@@ -27,7 +29,7 @@ class BenchSetting:
 
     name: str
     model: nn.Module
-    config: Merge | None
+    settings: Settings
     fused: bool
     baseline: str
     more: tuple[nn.Module, ...] = ()
@@ -40,6 +42,7 @@ def merge_settings(
     alphas: Sequence[float | None] = (None,),
     inflections: Sequence[float] = (0.0,),
     *,
+    speedups: Sequence[float] = (),
     collapse: bool = False,
 ) -> list[Merge]:
     """Every combination, in the order of the arguments' last first, without repetitions.
@@ -49,14 +52,22 @@ def merge_settings(
         methods: names, see `Merge`.
         alphas: of the methods that use it; None keeps the default.
         inflections: shapes of the schedule, see `Merge`.
+        speedups: amounts beside ``rs``, see `Merge`.
         collapse: of all of them, see `Merge`.
 
     Raises:
-        ConfigError: for a value that `Merge` refuses.
+        ConfigError: for a value that `Merge` refuses, or shapes of what has none.
     """
+    if speedups and any(inflections):
+        raise ConfigError(
+            "--inflection shapes a constant r, and --speedup chooses blocks and amounts itself: "
+            "leave one of the two out"
+        )
+    amounts: list[dict[str, Any]] = [{"r": r} for r in rs]
+    amounts += [{"speedup": speedup} for speedup in speedups]
     merges = (
         Merge(
-            r=r,
+            **amount,
             method=method,
             alpha=alpha if "alpha" in find_score(method).options else None,
             inflection=shape,
@@ -65,15 +76,15 @@ def merge_settings(
         for method in methods
         for alpha in alphas
         for shape in inflections
-        for r in rs
+        for amount in amounts
     )
     return list(dict.fromkeys(merges))
 
 
 def build_settings(
-    model: nn.Module, merges: Sequence[Merge], *, fused: bool = False
+    model: nn.Module, variants: Sequence[Settings], *, fused: bool = False
 ) -> list[BenchSetting]:
-    """The unmerged model, with ``fused`` the same with fused attention, then each merge.
+    """The unmerged model, with ``fused`` the same with fused attention, then each variant.
 
     ``model`` itself stays untouched. All share its weights, so that a bench of twenty settings
     needs the memory of one model, and timed rounds can go from one to the next at once.
@@ -90,42 +101,41 @@ def build_settings(
                 "--fused is for models that transformers ships without fused attention (BLIP): "
                 "leave it out, this model's attention is fused already"
             ) from error
-    built = [BenchSetting(UNMERGED, share_weights(model), None, False, UNMERGED)]
+    built = [BenchSetting(UNMERGED, plain_twin(model, fused=False), (), False, UNMERGED)]
     if fused:
-        built.append(BenchSetting(FUSED, _fuse(share_weights(model)), None, True, UNMERGED))
+        built.append(BenchSetting(FUSED, plain_twin(model, fused=True), (), True, UNMERGED))
     baseline = built[-1].name
-    for merge in merges:
+    for settings in variants:
         twins = []
-        for draw in draws_of(merge):
-            twin = _fuse(share_weights(model)) if fused else share_weights(model)
-            twins.append(turbovlm.apply(twin, draw))
+        for draw in draws_of(settings):
+            twins.append(turbovlm.apply(plain_twin(model, fused=fused), *draw))
         first, *more = twins
-        built.append(BenchSetting(merge_title(merge), first, merge, fused, baseline, tuple(more)))
+        name = title_of(settings)
+        built.append(BenchSetting(name, first, settings, fused, baseline, tuple(more)))
     return built
 
 
-def merge_title(merge: Merge) -> str:
-    """What to call a setting in a table: its method, and all that differs from the defaults."""
-    fields = merge.to_dict()
-    r = fields.pop("r", None)
-    if isinstance(r, list):  # only the blocks that merge, counted from 1
-        r = "+".join(f"{amount}@{block}" for block, amount in enumerate(r, 1) if amount) or 0
-    words = [merge.method] if r is None else [merge.method, f"r={r}"]
-    return " ".join(words + [f"{k}={v}" for k, v in fields.items() if k not in ("kind", "method")])
-
-
-def same_operations(merge: Merge | None) -> Merge | None:
-    """A setting of the same operations: the value of alpha changes who is merged, not how many.
+def same_operations(settings: Settings) -> Settings:
+    """Settings of the same operations: the value of alpha changes who is merged, not how many.
 
     An alpha of 0 is a setting of its own, as it saves the guide's row.
     """
-    return replace(merge, alpha=None) if merge is not None and merge.alpha else merge
+    return tuple(
+        replace(setting, alpha=None) if isinstance(setting, Merge) and setting.alpha else setting
+        for setting in settings
+    )
 
 
-def compile_all(task: ImageTask[Any], built: Sequence[BenchSetting]) -> None:
-    """Compile the encoder of every setting as one graph, at its first call."""
-    for setting in built:
-        task.encoder(setting.model).compile(fullgraph=True, dynamic=False)
+def plain_twin(model: nn.Module, *, fused: bool) -> nn.Module:
+    """The unmerged model with modules of its own, with fused attention where that is asked for."""
+    twin = share_weights(model)
+    return turbovlm.fuse_attention(twin) if fused else twin
+
+
+def compile_all(task: ImageTask[Any], models: Sequence[nn.Module]) -> None:
+    """Compile the encoder of every model as one graph, at its first call."""
+    for model in models:
+        task.encoder(model).compile(fullgraph=True, dynamic=False)
 
 
 @contextmanager
@@ -138,7 +148,3 @@ def many_compilations(built: Sequence[BenchSetting]) -> Iterator[None]:
         yield
     finally:
         torch._dynamo.config.recompile_limit = before
-
-
-def _fuse(model: nn.Module) -> nn.Module:
-    return turbovlm.fuse_attention(model)

@@ -12,6 +12,7 @@ from turbovlm_workbench.load.image_text import ImageTextModel
 from turbovlm_workbench.load.lab import lab_head
 from turbovlm_workbench.load.open_clip import open_clip_parts
 from turbovlm_workbench.load.prepare import processor_prepare
+from turbovlm_workbench.load.prompted import answers_prompts, load_prompted_answers
 from turbovlm_workbench.load.random_state import keeps_random_state
 from turbovlm_workbench.load.statements import StatementModel
 from turbovlm_workbench.load.transformers import pretrained, pretrained_model, pretrained_processor
@@ -45,7 +46,8 @@ def load_matching(name: str, weights: str | Path | None = None) -> matching.Matc
     """A model for image-text retrieval, in evaluation mode, float32, on the CPU.
 
     Args:
-        name: ``lab:retrieval``, ``open_clip:NAME``, a local folder or a hub id of `MATCHERS`.
+        name: ``lab:retrieval``, ``open_clip:NAME``, a local folder or a hub id of
+            `MATCHING_MODELS`.
         weights: of an open_clip model, a local checkpoint instead of the published one.
 
     Raises:
@@ -69,11 +71,14 @@ def load_answering(name: str) -> answering.AnsweringModel:
     """A model for visual question answering, in evaluation mode, float32, on the CPU.
 
     Args:
-        name: ``lab:vqa``, a local folder or a hub id of `ANSWERERS`.
+        name: ``lab:vqa``, a local folder or a hub id of `ANSWERING_MODELS`, or of a model that
+            answers a prompt about an image.
 
     Raises:
         ModelError, MissingExtra: as `load_matching`.
     """
+    if not name.startswith(LAB) and answers_prompts(name):
+        return load_prompted_answers(name)
     return _load(name, ANSWERING_MODELS, "visual question answering", "lab:vqa")
 
 
@@ -82,7 +87,7 @@ def load_statements(name: str) -> StatementModel:
     """A model for NLVR2, in evaluation mode, float32, on the CPU.
 
     Args:
-        name: ``lab:nlvr``, a local folder or a hub id of `JUDGES`.
+        name: ``lab:nlvr``, a local folder or a hub id of `STATEMENT_MODELS`.
 
     Raises:
         ModelError, MissingExtra: as `load_matching`.

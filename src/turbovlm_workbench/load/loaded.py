@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -74,6 +74,10 @@ class Captioner(LoadedModel):
     decode: Callable[[Tensor], list[str]]
     options: dict[str, Any] = field(default_factory=dict)
 
+    def write(self, model: Any, pixels: Tensor) -> Tensor:
+        """Token ids (B, T) that ``model``, the loaded one or a twin, writes: one ``generate``."""
+        return model.generate(pixel_values=pixels, do_sample=False, **self.options)
+
 
 def embedding_of(raw: Any) -> Tensor:
     """Of an embedder's output the projected embedding, else the pooled one, else cls: (B, C)."""
@@ -87,5 +91,7 @@ def embedding_of(raw: Any) -> Tensor:
 
 def vision_tower(captioner: nn.Module) -> nn.Module:
     """The vision encoder of a captioner."""
+    if not hasattr(captioner, "vision_model") and not hasattr(captioner, "encoder"):
+        return cast(Any, captioner).get_encoder("image")
     name = "vision_model" if hasattr(captioner, "vision_model") else "encoder"
     return captioner.get_submodule(name)

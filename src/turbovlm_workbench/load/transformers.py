@@ -104,7 +104,8 @@ def load_transformers(name: str, *, beams: int) -> Classifier | Embedder | Capti
         return Embedder(model, pretrained_processor(name), name)
     raise UnknownArchitecture(
         f"{name} is a {built or kind} ({kind}), which bench cannot run: it knows image "
-        f"classifiers, {', '.join(CAPTIONERS.values())}, and embedders of the kinds "
+        f"classifiers, {', '.join(CAPTIONERS.values())}, models that answer a prompt about an "
+        f"image (`turbovlm models` lists those), and embedders of the kinds "
         f"{', '.join([*EMBEDDERS, *PAIRS])}; for others use turbovlm.apply in Python"
     )
 
@@ -119,6 +120,17 @@ def _captioner(model: Any, name: str, beams: int) -> Captioner:
         decode=lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True),
         options={"num_beams": beams, "max_new_tokens": CAPTION_TOKENS},
     )
+
+
+def architecture(name: str) -> str:
+    """The class that a model of transformers was saved from; its kind where that is not told.
+
+    Raises:
+        ModelError: if it has no configuration.
+        MissingExtra: if transformers is not installed.
+    """
+    config = pretrained(require("transformers", "hf").AutoConfig, name)
+    return (getattr(config, "architectures", None) or [config.model_type])[0]
 
 
 def pretrained_processor(name: str) -> Prepare:

@@ -7,17 +7,15 @@ from typing import Any
 
 from rich.table import Table
 
-from turbovlm.config import Merge, MergeRestore
 from turbovlm_workbench.metrics.measure import Measure
+from turbovlm_workbench.settings import from_plain
 
 NAMED = 10
 
 
 def heading(done: Mapping[str, Any]) -> str:
     """Task, model, setting and number of examples in one line."""
-    merge = done["merge"]
-    kinds = {kind.kind: kind for kind in (Merge, MergeRestore)}
-    setting = "unmerged" if merge is None else repr(kinds[merge["kind"]].from_dict(merge))
+    setting = " and ".join(map(repr, from_plain(done["merge"]))) or "unmerged"
     draws = "" if done["draws"] == 1 else f", mean of {done['draws']} draws"
     return f"{done['task']} of {done['model']}, {setting}, {done['examples']} examples{draws}"
 

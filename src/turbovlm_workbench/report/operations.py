@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from turbovlm_workbench.compare.operations import Operations
+from turbovlm_workbench.compare.titles import blocks_title
 
 NOTE = (
     "GFLOPs: of one forward, a multiply-add counted as one; ideal is what they allow. tokens: "
@@ -19,6 +20,16 @@ def operations_table(counted: Operations) -> Table:
         tokens = "-" if cost.tokens is None else str(cost.tokens)
         view.add_row(cost.name, tokens, f"{cost.gflops:.3f}", f"{cost.ideal:.2f}x")
     return view
+
+
+def operations_notes(counted: Operations) -> list[str]:
+    """What the columns mean, and the r of each block where a speed-up was asked for."""
+    chosen = [
+        f"{cost.name}: r={blocks_title(cost.r)}, as tokens@block."
+        for cost in counted.costs
+        if cost.config is not None and cost.config.speedup is not None and cost.r is not None
+    ]
+    return [NOTE, *chosen]
 
 
 def parts(counted: Operations) -> Table:

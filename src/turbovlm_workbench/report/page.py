@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from turbovlm.errors import require
-from turbovlm_workbench.compare.rows import BenchReport
+from turbovlm_workbench.compare.rows import BenchReport, BenchRow
 from turbovlm_workbench.compare.samples import Sample
+from turbovlm_workbench.compare.titles import line_of
 from turbovlm_workbench.report.mergemap import merge_map
 from turbovlm_workbench.report.plot import trade_off
 from turbovlm_workbench.report.table import bench_cells, bench_notes, headers, interval_text
+from turbovlm_workbench.settings import keep_of
 
 HERE = Path(__file__).parent
 
@@ -75,10 +77,10 @@ def render(template: str, **values: Any) -> str:
 
 def _row(report: BenchReport, index: int) -> dict[str, Any]:
     row, before = report.rows[index], report.rows[max(index - 1, 0)]
-    methods = [r.config.method if r.config else None for r in (before, row)]
+    lines = [line_of(r.settings) for r in (before, row)]
     return {
         "cells": bench_cells(report, row),
-        "new": methods[0] != methods[1],
+        "new": lines[0] != lines[1],
         "advised": row.name == report.advised,
     }
 
@@ -93,9 +95,16 @@ def _figures(report: BenchReport) -> list[tuple[str, str]]:
     ]
     return [
         (f"{row.speedup.value:.2f}x", "measured speed"),
-        (f"{report.rows[0].tokens} → {row.tokens}", "tokens"),
+        *_tokens(report.rows[0], row),
         *quality[:2],
     ]
+
+
+def _tokens(whole: BenchRow, row: BenchRow) -> list[tuple[str, str]]:
+    """Before and after, where the row changes it."""
+    if keep_of(row.settings) is not None:
+        return [(f"{whole.visual} → {row.visual}", "visual tokens")]
+    return [(f"{whole.tokens} → {row.tokens}", "tokens")]
 
 
 def _sample(sample: Sample) -> dict[str, str | int | bool]:

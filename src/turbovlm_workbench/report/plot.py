@@ -9,6 +9,7 @@ from typing import Any
 
 from turbovlm.errors import require
 from turbovlm_workbench.compare.rows import BenchReport, BenchRow
+from turbovlm_workbench.compare.titles import amount_of, line_of
 from turbovlm_workbench.metrics.measure import Measure
 
 # Okabe and Ito's palette, told apart with every kind of colour vision; markers differ as well.
@@ -51,7 +52,7 @@ def trade_off(report: BenchReport) -> str:
 
 def _panel(axes: Any, report: BenchReport, measure: Measure) -> None:
     scale = 100 if measure.percent else 1
-    base = [row for row in report.rows if row.config is None][-1]
+    base = [row for row in report.rows if not row.settings][-1]
     level = scale * base.quality[measure.key]
     axes.axhline(level, color=TEXT, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.6)
     axes.axvline(1, color=TEXT, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.6)
@@ -65,9 +66,9 @@ def _panel(axes: Any, report: BenchReport, measure: Measure) -> None:
         axes.hlines(y, low, high, color=colour, linewidth=4, alpha=0.22)
         axes.plot(x, y, color=colour, marker=marker, markersize=6, linewidth=1.8)
         ends.append((x[-1], y[-1], method, colour))
-        if len(ends) == 1:  # once is enough: the other methods go through the same r
+        if len(ends) == 1:  # once is enough: the other methods go through the same amounts
             for row, *point in zip(rows, x, y, strict=True):
-                label = f"r={row.config.r}" if row.config else ""
+                label = amount_of(row.settings)
                 axes.annotate(
                     label,
                     point,
@@ -92,11 +93,12 @@ def style_of(method: str, report: BenchReport) -> tuple[str, str]:
 
 
 def by_method(report: BenchReport) -> dict[str, list[BenchRow]]:
-    """The merged rows, grouped, in the order of the table."""
+    """The rows that reduce something, by their line, in the order of the table."""
     groups: dict[str, list[BenchRow]] = {}
     for row in report.rows:
-        if row.config is not None:
-            groups.setdefault(row.config.method, []).append(row)
+        line = line_of(row.settings)
+        if line is not None:
+            groups.setdefault(line, []).append(row)
     return groups
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from turbovlm_workbench.settings import code_of
 from turbovlm_workbench.tune.trials import Trial
 from turbovlm_workbench.tune.tune import Tuned
 
@@ -51,7 +52,8 @@ def tune_lines(tuned: Tuned, out: Path) -> list[str]:
     probes = sum(trial.stage == "block" for trial in tuned.trials)
     said = [
         f"{tuned.model}: {len(tuned.trials)} evaluations, {probes} of them of single blocks; speed "
-        f"on {tuned.device}, {tuned.dtype}, batch {tuned.batch}.",
+        f"on {tuned.device}, {tuned.dtype}, batch {tuned.batch}. A merge takes "
+        f"{tuned.merge_time:.2f} of a block's time here.",
         f"{tuned.loss.title}: {tuned.loss.about}. Accepted is what keeps within {_promise(tuned)} "
         "on images that were not searched with, by the 95 % bound of the mean.",
     ]
@@ -68,8 +70,7 @@ def tune_verdict(tuned: Tuned, out: Path) -> str:
     if tuned.chosen is not None and tuned.speedup is not None:
         return (
             f"{tuned.chosen.name}: {_speed(tuned)} the speed of the unmerged model, "
-            f"{_loss(tuned, tuned.chosen)}. Saved in {out}:\n"
-            f'turbovlm.apply(model, turbovlm.Merge.load("{out}"))'
+            f"{_loss(tuned, tuned.chosen)}. Saved in {out}:\n{_line(tuned.chosen, out)}"
         )
     if tuned.closest is None:
         return f"Nothing is worth it: no setting keeps the promise of {promise}. Nothing was saved."
@@ -77,6 +78,14 @@ def tune_verdict(tuned: Tuned, out: Path) -> str:
         f"Nothing is worth it: within {promise} the fastest setting, {tuned.closest.name}, has "
         f"{_speed(tuned)} the speed of the unmerged model. Nothing was saved."
     )
+
+
+def _line(chosen: Trial, out: Path) -> str:
+    """The line of Python to use."""
+    if len(chosen.settings) > 1:
+        return code_of(chosen.settings)
+    kind = type(next(iter(chosen.settings))).__name__
+    return f'turbovlm.apply(model, turbovlm.{kind}.load("{out}"))'
 
 
 def _promise(tuned: Tuned) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from turbovlm.config import Merge, MergeRestore
 from turbovlm.errors import InputError
 from turbovlm_workbench.metrics.intervals import interval
+from turbovlm_workbench.settings import Settings, to_plain
 from turbovlm_workbench.tasks.scored import ScoredTask, TaskScores
 
 Result = dict[str, Any]
@@ -20,7 +20,7 @@ SCORES = "scores.jsonl"
 
 def result(
     task: ScoredTask,
-    merge: Merge | MergeRestore | None,
+    applied: Settings,
     scores: TaskScores,
     broken: Mapping[str, str],
     seconds: float,
@@ -31,7 +31,7 @@ def result(
     return {
         "task": task.kind,
         "model": task.name,
-        "merge": None if merge is None else merge.to_dict(),
+        "merge": to_plain(applied),
         "examples": len(task.examples),
         "broken": dict(broken),
         "metrics": dict(scores.metrics),

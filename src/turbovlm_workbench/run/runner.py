@@ -1,4 +1,4 @@
-"""Run a task: merge, predict what is missing, score; a killed run goes on where it was."""
+"""Run a task: reduce, predict what is missing, score; a killed run goes on where it was."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 import turbovlm
-from turbovlm.config import Merge, MergeRestore
 from turbovlm.errors import ConfigError, InputError
 from turbovlm.measure import environment
 from turbovlm_workbench.data.content import content_digest
@@ -33,6 +32,7 @@ from turbovlm_workbench.run.identity import model_digest
 from turbovlm_workbench.run.loading import Loaded, load_batches
 from turbovlm_workbench.run.processes import Processes
 from turbovlm_workbench.run.result import SCORES, Result, mean_scores, result
+from turbovlm_workbench.settings import Settings, to_plain
 from turbovlm_workbench.tasks.scored import ScoredTask, Stage, TaskScores
 
 RESULT = "result.json"
@@ -80,7 +80,7 @@ class Clock:
 
 def run_task(
     task: ScoredTask,
-    merge: Merge | MergeRestore | None,
+    applied: Settings,
     plan: RunPlan,
     progress: Progress = lambda stage, done, total: None,
 ) -> Result | None:
@@ -90,7 +90,7 @@ def run_task(
 
     Args:
         task: model and examples; the model is moved, and left without merging.
-        merge: the setting, None for the model as it is.
+        applied: to the model; nothing for the model as it is.
         plan: how to run.
         progress: told how far the run is.
 
@@ -103,7 +103,7 @@ def run_task(
     settings = {
         "task": task.kind,
         "model": task.name,
-        "merge": None if merge is None else merge.to_dict(),
+        "merge": to_plain(applied),
         "data": digest(task.fingerprint()),
         **plan.settings,
     }
@@ -112,12 +112,12 @@ def run_task(
             check_against(plan.against, settings)
         settings["weights"] = model_digest(task.parts)
     task.model.eval().to(device=plan.processes.device, dtype=plan.dtype)
-    draws = draws_of(merge) if isinstance(merge, Merge) else [merge]
+    draws = draws_of(applied)
     clock = Clock()
     broken: dict[str, str] = {}
     found: list[TaskScores] = []
     for number, draw in enumerate(draws, start=1):
-        with nullcontext() if draw is None else turbovlm.applied(task.patched, draw):
+        with turbovlm.applied(task.patched, *draw) if draw else nullcontext():
             if plan.processes.leads and number == 1:
                 claim(plan.out, settings)
             plan.processes.wait()
@@ -132,7 +132,7 @@ def run_task(
     if not plan.processes.leads:
         return None
     scores = mean_scores(found)
-    done = result(task, merge, scores, broken, clock.seconds, clock.examples)
+    done = result(task, applied, scores, broken, clock.seconds, clock.examples)
     done = {"settings": settings, **done, "draws": len(draws), "environment": environment()}
     if done["examples_per_second"] is None:  # all was predicted before
         done["examples_per_second"] = _earlier(plan.out / RESULT).get("examples_per_second")

@@ -14,6 +14,7 @@ from turbovlm_workbench.data import Captioned, read_captions
 from turbovlm_workbench.data.predictions import Record
 from turbovlm_workbench.load.loaded import Captioner, vision_tower
 from turbovlm_workbench.load.models import load_model
+from turbovlm_workbench.load.prompted import PromptedCaptioner
 from turbovlm_workbench.metrics.measure import Measure
 from turbovlm_workbench.tasks.image import ImageTask
 from turbovlm_workbench.tasks.registry import register_task
@@ -63,6 +64,7 @@ class Captioning(ImageTask[list[str]], ScoredTask):
     kind = "captioning"
     reads = Captioner
     options = frozenset({"weights"})
+    writes = True
     agreement = EXACT
     drift = REWORDED
     tolerance = "90 % equal captions, or, where the truth is known, one point of attributes"
@@ -86,7 +88,10 @@ class Captioning(ImageTask[list[str]], ScoredTask):
         """
         if isinstance(self.loaded, Captioner):
             return self.loaded
-        raise ModelError(f"{self.name} writes no captions: give a captioner, BLIP or BLIP-2")
+        raise ModelError(
+            f"{self.name} writes no captions: give a captioner, BLIP or BLIP-2, or a "
+            "model that answers a prompt about an image, LLaVA's kind"
+        )
 
     @property
     def loss(self) -> Measure:
@@ -104,8 +109,14 @@ class Captioning(ImageTask[list[str]], ScoredTask):
 
     def call(self, model: nn.Module, pixels: Tensor) -> Any:
         """One ``generate``: encoder and decoder, as a user runs them."""
-        generate: Any = model.generate
-        return generate(pixel_values=pixels, do_sample=False, **self.captioner.options)
+        return self.captioner.write(model, pixels)
+
+    def first_token(self) -> Self | None:
+        """See `ImageTask.first_token`."""
+        if not isinstance(self.loaded, PromptedCaptioner):
+            return None
+        options = {**self.loaded.options, "max_new_tokens": 1}
+        return replace(self, loaded=replace(self.loaded, options=options))
 
     def read(self, raw: Any) -> list[str]:
         """B captions."""

@@ -29,6 +29,8 @@ class ImageTask(Task, ABC, Generic[Output]):
     drift: ClassVar[Measure]
     """How far an output moved, lower is better: the least noisy score, by which a search ranks."""
     tolerance: ClassVar[str]
+    writes: ClassVar[bool] = False
+    """Whether the work is a loop over the tokens of a text, and no single forward."""
 
     @property
     @abstractmethod
@@ -89,6 +91,10 @@ class ImageTask(Task, ABC, Generic[Output]):
     def encoder(self, model: nn.Module) -> nn.Module:
         """The part that ``--compile`` compiles as one graph."""
         return model
+
+    def first_token(self) -> Self | None:
+        """The same task up to the first token of its answer; None where no prompt is answered."""
+        return None
 
     def outputs(self, model: nn.Module, pixels: Tensor) -> Output:
         """Outputs of ``model`` for pixels (B, 3, H, W)."""

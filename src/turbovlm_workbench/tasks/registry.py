@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from turbovlm.errors import ConfigError, ModelError
 from turbovlm_workbench.extensions import load_extensions
 from turbovlm_workbench.load.loaded import LoadedModel
-from turbovlm_workbench.load.models import BEAMS, load_model
+from turbovlm_workbench.load.models import load_model
 from turbovlm_workbench.tasks.base import Task
 from turbovlm_workbench.tasks.image import ImageTask
 from turbovlm_workbench.tasks.request import Request
@@ -54,7 +54,7 @@ def image_task(loaded: LoadedModel) -> ImageTask[Any]:
 
 
 def load_task(
-    name: str, weights: str | Path | None = None, *, beams: int = BEAMS
+    name: str, weights: str | Path | None = None, *, beams: int | None = None
 ) -> ImageTask[Any]:
     """A model by name with the task that bench, sweep and tune run on it.
 

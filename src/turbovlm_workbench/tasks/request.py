@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from turbovlm.errors import ConfigError
-from turbovlm_workbench.load.models import BEAMS
 
 Example = TypeVar("Example")
 
@@ -23,7 +22,7 @@ class Request:
         answers: annotations of VQA questions that stand in a file of their own.
         split: of a Karpathy file.
         weights: local checkpoint for a model of a library.
-        beams: of a captioner.
+        beams: of a captioner; None is its own.
         top: candidates that a matching head ranks anew.
         limit: only the first so many examples.
     """
@@ -34,7 +33,7 @@ class Request:
     answers: Path | None = None
     split: str = "test"
     weights: Path | None = None
-    beams: int = BEAMS
+    beams: int | None = None
     top: int = 128
     limit: int | None = None
 

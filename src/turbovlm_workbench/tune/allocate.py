@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from turbovlm.maths.speedup import amounts
+
 COMPOUND = 3
 """Drift grows with about this power of the share of its tokens that a block removes. Measured on
 ViT-Ti/16: the pairs that are left late, when nearly half of the tokens go at once, are bad ones."""
 MLP = 2 / 3
 """Share of a block's linear operations after the merge: the MLP's 8 C^2 of 12 C^2 per token."""
 STEPS = 100  # in which the share of a block grows
-WORTH = 0.42
-"""What a merge has to save, in blocks: it takes about a seventh of a block's time itself (ViT-Ti/16
-on a CPU, batch 8), so that a small one brings drift and little else."""
+MARGIN = 3
+"""How many times its own time a merge has to save: a small one brings drift and little else."""
+HALVINGS = 30  # of the interval in which a share is searched
 LEAST = 1e-6  # of the highest cost: what a cost is taken to be at least
 
 
@@ -26,12 +28,14 @@ class Stack:
         tokens: length of the sequence, prefix tokens included.
         prefix: number of prefix tokens.
         collapse: whether the last MLP runs on the prefix and one token alone, see `Merge`.
+        merge: time of a merge, in times of a block; it differs from device to device.
     """
 
     depth: int
     tokens: int
     prefix: int
     collapse: bool = False
+    merge: float = 0.0
 
     def saved(self, rs: Sequence[int]) -> float:
         """The share of the blocks' linear operations that a schedule saves.
@@ -62,7 +66,8 @@ def allocate(costs: Mapping[int, float], share: float, stack: Stack) -> tuple[in
 
     Args:
         costs: of the blocks that may merge (from 0): drift over the cube of the share of its
-            tokens that a block removes. Those whose merge would not be worth its own time get 0.
+            tokens that a block removes. Those whose merge would not save `MARGIN` times its own
+            time get 0.
         share: of the blocks' linear operations, see `Stack.saved`; where every block removes half
             of its tokens already, the schedule saves less.
         stack: of blocks.
@@ -85,11 +90,30 @@ def allocate(costs: Mapping[int, float], share: float, stack: Stack) -> tuple[in
         block: stack.saved(rs) - stack.saved((*rs[:block], 0, *rs[block + 1 :])) for block in costs
     }
     least_used = min(alone, key=lambda block: alone[block])
-    if any(rs) and alone[least_used] < WORTH / stack.depth and len(costs) > 1:
+    if any(rs) and alone[least_used] < MARGIN * stack.merge / stack.depth and len(costs) > 1:
         rest = {block: cost for block, cost in costs.items() if block != least_used}
         fewer = allocate(rest, share, stack)
         return fewer if stack.saved(fewer) >= share else rs
     return rs
+
+
+def one_share(share: float, blocks: tuple[int, ...], stack: Stack) -> tuple[int, ...]:
+    """One share of the tokens in each of some blocks, as ``Merge(speedup=...)`` removes them.
+
+    Args:
+        share: of the blocks' linear operations, see `Stack.saved`.
+        blocks: those that merge, from 0.
+        stack: of blocks.
+
+    Returns:
+        The smallest such schedule that saves ``share``; half of the tokens where none does.
+    """
+    low, high = 0.0, 0.5
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        rs = amounts(middle, blocks, stack.tokens, stack.prefix, stack.depth)
+        low, high = (low, middle) if stack.saved(rs) >= share else (middle, high)
+    return amounts(high, blocks, stack.tokens, stack.prefix, stack.depth)
 
 
 def even(share: float, stack: Stack) -> tuple[int, ...]:

@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 
 import turbovlm
-from turbovlm.config import Merge
 from turbovlm.errors import InputError
 from turbovlm_workbench.data.images import Images
+from turbovlm_workbench.settings import Settings
 from turbovlm_workbench.tasks.image import ImageTask, batches
 from turbovlm_workbench.tune.bound import upper_bound
 
@@ -55,8 +55,8 @@ class Trial:
     Attributes:
         stage: ``"collapse"``, ``"block"``, ``"shape"``, ``"alpha"``, ``"ladder"`` or
             ``"validation"``.
-        name: of the setting.
-        merge: the setting.
+        name: of the settings.
+        settings: what is applied together.
         drift: mean of the task's drift.
         loss: on the images of the stage.
         quality: the task's measures on them.
@@ -64,7 +64,7 @@ class Trial:
 
     stage: str
     name: str
-    merge: Merge
+    settings: Settings
     drift: float
     loss: Loss
     quality: Mapping[str, float]
@@ -100,14 +100,14 @@ class Part:
         self._read: Callable[[], Iterable[tuple[int, Tensor]]] = (lambda: held) if keep else read
         self._reference = [task.outputs(task.model, pixels) for _, pixels in self._read()]
 
-    def scores(self, merge: Merge) -> list[dict[str, float]]:
-        """Scores of every image under ``merge``, see `ImageTask.compare`.
+    def scores(self, settings: Settings) -> list[dict[str, float]]:
+        """Scores of every image under ``settings``, see `ImageTask.compare`.
 
         Raises:
             TurboError: whatever `turbovlm.apply` refuses.
         """
         model, found = self.task.model, []
-        with turbovlm.applied(model, merge):
+        with turbovlm.applied(model, *settings):
             for (start, pixels), reference in zip(self._read(), self._reference, strict=True):
                 found += self.task.compare(reference, self.task.outputs(model, pixels), start)
         return found

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from turbovlm.errors import ConfigError
 from turbovlm.measure import environment
 from turbovlm.measure.speed import Ratio
 from turbovlm_workbench.compare.advice import GAIN
-from turbovlm_workbench.compare.bench import BenchPlan, Progress
+from turbovlm_workbench.compare.plan import BenchPlan, Progress
 from turbovlm_workbench.data.images import Images
 from turbovlm_workbench.metrics.measure import Measure
+from turbovlm_workbench.settings import to_plain
 from turbovlm_workbench.tasks.image import ImageTask
+from turbovlm_workbench.tune.goal import Goal
 from turbovlm_workbench.tune.search import Search, Timer
 from turbovlm_workbench.tune.trials import Part, Trial, split_images
 
@@ -33,6 +34,7 @@ class Tuned:
         batch: images per timed call.
         device: where it ran.
         dtype: number format, e.g. ``"float32"``.
+        merge_time: what a merge took here, in times of a block.
         chosen: the accepted trial; None where none was accepted, or its speed is no gain.
         closest: the accepted trial, also where its speed is no gain.
         speedup: of ``closest`` over the unmerged model, measured; None if none was accepted.
@@ -49,6 +51,7 @@ class Tuned:
     batch: int
     device: str
     dtype: str
+    merge_time: float
     chosen: Trial | None
     closest: Trial | None
     speedup: Ratio | None
@@ -56,13 +59,13 @@ class Tuned:
     environment: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; ``"merge"`` is the chosen setting or None."""
+        """Plain JSON types; ``"settings"`` is what was chosen, or None."""
 
         def plain(trial: Trial | None) -> dict[str, Any] | None:
-            return trial and {**dataclasses.asdict(trial), "merge": trial.merge.to_dict()}
+            return trial and {**dataclasses.asdict(trial), "settings": to_plain(trial.settings)}
 
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        data["merge"] = None if self.chosen is None else self.chosen.merge.to_dict()
+        data["settings"] = None if self.chosen is None else to_plain(self.chosen.settings)
         for name in ("chosen", "closest"):
             data[name] = plain(data[name])
         for name in ("loss", "speedup"):
@@ -76,64 +79,61 @@ class Tuned:
 def tune(
     task: ImageTask[Any],
     images: Images,
-    max_loss: float,
+    goal: Goal,
     plan: BenchPlan,
     *,
-    seed: int = 0,
     timer: Timer | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Tuned:
-    """Find the fastest setting whose loss on images not searched with is within ``max_loss``.
+    """Find the fastest setting whose loss on images not searched with is within the promise.
 
-    The search ranks by drift and by a seeded third of the images. It probes the blocks one by
-    one, allocates removals to them (`tune.allocate`) in a few shapes, of which the
-    paper's constant r is one, times these, and compares the semantic weights. Then it climbs
-    a ladder of ever more savings with the best two shapes. From four fifths of the height that
-    keeps the promise there, it climbs on over the other images: a rung is accepted if the 95 %
-    bound of its mean loss is within the promise, and the last one before the first that is not
-    counts. The accepted ones are timed.
+    The search ranks by drift and by a seeded third of the images. It times a merge, probes the
+    blocks one by one, and allocates removals to them (`tune.allocate`) in a few shapes, of which
+    the paper's constant r and those of ``Merge(speedup=...)`` are three; it times these, and
+    compares the semantic weights. Then it climbs a ladder of ever more savings with the best two
+    shapes, and ladders of fewer visual tokens where the goal has some. From four fifths of the
+    height that keeps the promise there, it climbs on over the other images: a rung is accepted if
+    the 95 % bound of its mean loss is within the promise, and the last one before the first that
+    is not counts. The accepted ones are timed.
 
     Args:
         task: a loaded model; it is moved to the device and number format of ``plan``.
         images: at least 20.
-        max_loss: the promise, a share in (0, 1).
+        goal: the promise, the split, and what may be tried.
         plan: batch, device, number format and rounds of timing.
-        seed: of the split.
         timer: times calls; by default `turbovlm.measure.compare` on the device.
         progress: told how far each stage is.
 
     Raises:
-        ConfigError: for a promise out of range.
         InputError: for too few images, or one that cannot be decoded.
         ModelError: if outputs are no numbers in this number format.
         TurboError: whatever `turbovlm.apply` refuses.
     """
-    if not 0 < max_loss < 1:
-        raise ConfigError(f"max_loss is a share above 0 and below 1, got {max_loss}: try 0.01")
-    searched, held = split_images(len(images), seed)
+    searched, held = split_images(len(images), goal.seed)
     task.model.to(device=plan.device, dtype=plan.dtype)
     search = Search(task, images, searched, plan, timer, progress)
-    ladders = search.ladders()
-    rungs = [search.climb(ladder, max_loss) for ladder in ladders]
+    ladders = search.ladders(goal)
+    rungs = [search.climb(ladder, goal.max_loss) for ladder in ladders]
     held_out = Part(task, images, held, plan.batch, keep=False)
     tried = [
-        search.validate(held_out, *pair, max_loss) for pair in zip(ladders, rungs, strict=True)
+        search.validate(held_out, *pair, goal.max_loss) for pair in zip(ladders, rungs, strict=True)
     ]
     kept = [trial for trial in tried if trial is not None]
-    speeds = search.speed([trial.merge for trial in kept], plan.rounds) if kept else []
+    speeds = search.speed([trial.settings for trial in kept], plan.rounds) if kept else []
     fastest = max(range(len(kept)), key=lambda index: speeds[index].value, default=None)
     accepted, speedup = (None, None) if fastest is None else (kept[fastest], speeds[fastest])
     worth = speedup is not None and speedup.value >= GAIN and speedup.low > 1
     return Tuned(
         model=task.name,
         task=task.kind,
-        max_loss=max_loss,
+        max_loss=goal.max_loss,
         loss=task.loss,
         measures=task.comparisons,
-        seed=seed,
+        seed=goal.seed,
         batch=plan.batch,
         device=plan.device.type,
         dtype=str(plan.dtype).removeprefix("torch."),
+        merge_time=search.stack.merge,
         chosen=accepted if worth else None,
         closest=accepted,
         speedup=speedup,

@@ -62,6 +62,9 @@ def test_sweep_from_start_to_end(place: Path, capsys: pytest.CaptureFixture[str]
         (["--plot", "/no/such/folder/x.png"], "cannot write --plot /no/such/folder/x.png"),
         (["--images", "gone"], "--images gone does not exist"),
         (["--r", "four"], "--r takes integers, not 'four'"),
+        (["--speedup", "fast"], "--speedup takes numbers, not 'fast'"),
+        (["--speedup", "0.9"], "speedup must be at least 1, got 0.9"),
+        (["--speedup", "1.4", "--inflection", "1"], "--inflection shapes a constant r"),
     ],
 )
 def test_mistakes_in_a_sweep(
@@ -104,7 +107,7 @@ def test_nothing_within_the_promise_is_code_1_and_no_file(
     )  # fmt: skip
     assert code == 1, err
     data = json.loads(out)
-    assert data["merge"] is None
+    assert data["settings"] is None
     assert data["max_loss"] == 1e-12
     assert len(data["trials"]) < 48
     assert not (place / "none.json").exists()
@@ -120,6 +123,7 @@ def test_nothing_within_the_promise_is_code_1_and_no_file(
         (["--images", "few"], "at least 20 images and got 4"),
         (["--batch", "0"], "--batch must be at least 1"),
         (["--labels", "gone.csv"], "no label table gone.csv"),
+        (["--keep", "some"], "--keep takes a share such as 0.25, or a number of tokens"),
     ],
 )
 def test_mistakes_in_a_tune(

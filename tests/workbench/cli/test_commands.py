@@ -107,6 +107,10 @@ def bench(place: Path, *more: object, model: object = TIMM, images: str = "photo
         (["--alpha", "inf"], "alpha must be finite"),
         (["--alpha", "much"], "--alpha"),
         (["--batch", "0"], "--batch must be at least 1"),
+        (["--device", "cpu", "--graph"], "CUDA graphs need a CUDA device, and this run is on cpu"),
+        (["--graph", "--compile"], "--compile and --graph are two ways to run it"),
+        (["--keep", "0"], "keep must be at least one token an image, got 0"),
+        (["--speedup", "0.5"], "speedup must be at least 1, got 0.5"),
         (["--rounds", "0"], "--rounds must be at least 1"),
         (["--beams", "0"], "--beams must be at least 1"),
         (["--device", "gpu"], "no device 'gpu' here: use --device cpu"),
@@ -298,7 +302,8 @@ def test_help_names_every_option_and_an_example(capsys: pytest.CaptureFixture[st
     code, out, _ = turbovlm_runs(capsys, "bench", "--help")
     assert code == 0
     for word in ("MODEL", "--images", "--labels", "--r", "--method", "--weights", "--json",
-                 "--batch", "--device", "--dtype", "--compile", "--fused", "--html",
+                 "--batch", "--device", "--dtype", "--compile", "--graph", "--fused", "--html",
+                 "--speedup", "--keep",
                  "--collapse"):  # fmt: skip
         assert word in out
     assert "turbovlm bench timm:vit_base_patch16_224 --images photos --r 8 12 16" in out

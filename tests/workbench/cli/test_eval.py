@@ -71,10 +71,22 @@ def test_a_saved_setting_and_a_broken_image(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--r", 8, "--config", "x.json"], "leave --r, --method and --alpha out"),
-        (["--method", "random", "--config", "x.json"], "leave --r, --method and --alpha out"),
-        (["--alpha", 2], "--alpha without --r changes nothing"),
-        (["--method", "random"], "--method without --r changes nothing"),
+        (
+            ["--r", 8, "--config", "x.json"],
+            "leave --r, --speedup, --method, --alpha and --keep out",
+        ),
+        (
+            ["--method", "random", "--config", "x.json"],
+            "leave --r, --speedup, --method, --alpha and --keep out",
+        ),
+        (["--alpha", 2], "--alpha without --r or --speedup changes nothing"),
+        (["--method", "random"], "--method without --r or --speedup changes nothing"),
+        (["--keep", "0.5", "--config", "x.json"], "leave --r, --speedup, --method, --alpha and"),
+        (["--keep", "some"], "--keep takes a share such as 0.25, or a number of tokens"),
+        (["--keep", "0"], "keep must be at least one token an image, got 0"),
+        (["--keep", "1.5"], "keep is a share in (0, 1], got 1.5"),
+        (["--speedup", 0.5], "speedup must be at least 1, got 0.5"),
+        (["--r", 8, "--speedup", 1.4], "give one of r, ratio and speedup"),
         (["--against", "nowhere"], "give the --out of a finished run"),
         (["--config", "missing.json"], "cannot read a configuration from missing.json"),
         (["--r", -1], "r must not be negative"),
@@ -101,6 +113,48 @@ def test_a_run_that_another_one_would_mix_into(
     code, _, err = turbovlm_runs(capsys, *words(place, "classification", "mixed"), "--r", 4)
     assert code == 2
     assert "holds a run with another merge" in err
+
+
+def test_fewer_visual_tokens(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Questions, and captions compared with the unmerged model's, of a model of LLaVA's kind."""
+    llava = build.llava(tmp_path / "llava")
+    photos = sorted(build.noise(tmp_path / "photos", 4).iterdir())
+    rows = [{"image": p.name, "question": "word1 word2", "answers": ["word3"]} for p in photos]
+    data = tmp_path / "questions.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = {}
+    for out, more in {
+        "plain": [],
+        "few": ["--keep", "3"],
+        "both": ["--keep", 0.1, "--r", 8],
+    }.items():
+        argv = ["eval", "vqa", "--model", llava, "--data", data, "--images", tmp_path / "photos"]
+        code, text, err = turbovlm_runs(capsys, *argv, "--out", tmp_path / out, *more, "--json")
+        assert code == 0, err
+        told = json.loads(text)
+        predictions = (tmp_path / out / "predictions.jsonl").read_text().splitlines()
+        said[out] = told["merge"], [json.loads(line)["answer"] for line in predictions]
+    assert [settings for settings, _ in said.values()] == [
+        None,
+        {"kind": "visual_tokens", "keep": 3},
+        [{"kind": "merge", "r": 8}, {"kind": "visual_tokens", "keep": 0.1}],
+    ]
+    assert len({tuple(answers) for _, answers in said.values()}) == 3
+    (tmp_path / "both.json").write_text(json.dumps(said["both"][0]))
+    argv = ["eval", "agreement", "--model", llava, "--data", tmp_path / "photos"]
+    code, text, err = turbovlm_runs(
+        capsys, *argv, "--config", tmp_path / "both.json", "--out", tmp_path / "agreement"
+    )
+    assert code == 0, err
+    assert "Merge(r=8) and VisualTokens(keep=0.1), 4 examples" in text
+    code, text, err = turbovlm_runs(
+        capsys, *words(place, "classification", "none"), "--keep", "0.5"
+    )
+    assert (code, text) == (2, "")
+    assert "no vision-language model whose prompt can be shortened in VisionTransformer" in err
+    assert not (place / "none").exists()
 
 
 def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:

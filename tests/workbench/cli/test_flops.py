@@ -59,6 +59,23 @@ def test_a_model(run: Run) -> None:
     assert "Traceback" not in err
 
 
+def test_speedups(run: Run) -> None:
+    code, out, err = run(SMALL, "--speedup", 1.2, 1.4, "--json")
+    assert code == 0, err
+    costs = json.loads(out)["costs"]
+    assert [cost["name"] for cost in costs[1:]] == ["turbo speedup=1.2", "turbo speedup=1.4"]
+    assert [cost["config"] for cost in costs[1:]] == [
+        {"kind": "merge", "speedup": 1.2}, {"kind": "merge", "speedup": 1.4}
+    ]  # fmt: skip
+    assert sum(costs[2]["r"]) == 197 - costs[2]["tokens"]
+    code, out, err = run(SMALL, "--speedup", 1.4, "--r", 8)
+    assert code == 0, err
+    assert [line.split()[:2] for line in out.splitlines()[4:6]] == [
+        ["turbo", "r=8"], ["turbo", "speedup=1.4"]
+    ]  # fmt: skip
+    assert out.splitlines()[-1].startswith("turbo speedup=1.4: r=")
+
+
 def test_a_model_as_json(run: Run) -> None:
     code, out, _ = run(SMALL, "--size", 64, "--r", 2, "--json")
     assert code == 0
@@ -117,9 +134,13 @@ def test_a_row_that_is_off_gives_exit_code_1(run: Run, monkeypatch: pytest.Monke
     ("argv", "message"),
     [
         ([], "needs a MODEL, or --paper"),
-        (["--paper", SMALL], "leave MODEL, --size, --r and --method out"),
-        (["--paper", "--r", 8], "leave MODEL, --size, --r and --method out"),
-        (["--paper", "--size", 224], "leave MODEL, --size, --r and --method out"),
+        (["--paper", SMALL], "leave MODEL, --size, --r, --speedup and --method out"),
+        (["--paper", "--r", 8], "leave MODEL, --size, --r, --speedup and --method out"),
+        (["--paper", "--speedup", 2], "leave MODEL, --size, --r, --speedup and --method out"),
+        ([SMALL, "--speedup", 0.5], "speedup must be at least 1, got 0.5"),
+        ([SMALL, "--speedup", 40], "speedup=40 is out of reach for 197 tokens in 12 blocks"),
+        ([SMALL, "--speedup", "fast"], "--speedup takes numbers, not 'fast'"),
+        (["--paper", "--size", 224], "leave MODEL, --size, --r, --speedup and --method out"),
         ([SMALL, "--r", -1], "r must not be negative, got -1"),
         ([SMALL, "--r", 99], "r=99 does not fit"),
         ([SMALL, "--r", "many"], "--r takes integers, not 'many'"),

@@ -25,17 +25,22 @@ def row(
     quality = {"agreement": agreement, "kl": 0.0}
     return BenchRow(
         name=UNMERGED if config is None else f"{config.method} r={r}",
-        config=config,
+        settings=() if config is None else (config,),
         fused=False,
         baseline=UNMERGED,
         tokens=100,
+        r=None,
+        visual=None,
         gflops=1.0,
         ideal=other.pop("ideal", 2.0),
         throughput=10.0,
         spread=0.0,
         speedup=Ratio(speed, *other.pop("interval", (speed - 0.01, speed + 0.01))),
+        limit=other.pop("limit", None),
+        eager=other.pop("eager", None),
         page_faults=0.0,
         peak_mib=1.0,
+        first_token=None,
         quality=quality if accuracy is None else {"accuracy": accuracy, **quality},
     )
 

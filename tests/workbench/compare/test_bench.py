@@ -9,16 +9,20 @@ import torch
 
 import turbovlm
 from tests.workbench import build
-from turbovlm.config import Merge
+from turbovlm.config import Merge, VisualTokens
 from turbovlm.errors import ConfigError, ModelError, UnknownArchitecture
-from turbovlm_workbench.compare import bench
+from turbovlm_workbench.compare.bench import run_bench
+from turbovlm_workbench.compare.plan import BenchPlan
 from turbovlm_workbench.compare.rows import FUSED, BenchReport
 from turbovlm_workbench.compare.samples import samples, show_some
-from turbovlm_workbench.compare.variants import build_settings as build_settings
-from turbovlm_workbench.compare.variants import merge_settings, merge_title, share_weights
+from turbovlm_workbench.compare.titles import amount_of, blocks_title, line_of, title_of
+from turbovlm_workbench.compare.variants import build_settings, merge_settings
 from turbovlm_workbench.data.images import ImageFolder
 from turbovlm_workbench.load.device import pick_device, pick_dtype
 from turbovlm_workbench.load.loaded import UNMERGED
+from turbovlm_workbench.load.share import share_weights
+from turbovlm_workbench.report.table import bench_notes
+from turbovlm_workbench.settings import combined
 from turbovlm_workbench.tasks.registry import load_task
 
 
@@ -28,8 +32,8 @@ def images(tmp_path: Path) -> ImageFolder:
 
 
 def run(task: Any, images: ImageFolder, merges: list[Merge], **plan: Any) -> BenchReport:
-    return bench.run_bench(
-        task, images, merges, bench.BenchPlan(**{"batch": 2, "rounds": 2, **plan})
+    return run_bench(
+        task, images, combined(merges, ()), BenchPlan(**{"batch": 2, "rounds": 2, **plan})
     )
 
 
@@ -60,7 +64,7 @@ def test_a_classifier(tmp_path: Path, images: ImageFolder) -> None:
     assert whole.speedup.value == 1
     assert all(row.throughput > 0 and row.peak_mib and row.peak_mib > 0 for row in report.rows)
     assert (report.images, report.batch, report.rounds, report.dtype) == (5, 2, 2, "float32")
-    assert json.loads(json.dumps(report.to_dict()))["rows"][2]["config"] == {
+    assert json.loads(json.dumps(report.to_dict()))["rows"][2]["settings"] == {
         "kind": "merge",
         "r": 8,
     }
@@ -112,11 +116,11 @@ def test_compiled(tmp_path: Path, images: ImageFolder) -> None:
     task = load_task(str(build.vit_classifier(tmp_path / "model")))
     seen: list[str] = []
     torch._dynamo.utils.counters.clear()
-    plan = bench.BenchPlan(batch=2, rounds=2, compiled=True)
-    report = bench.run_bench(
-        task, images, [Merge(r=8)], plan, lambda stage, done, total: seen.append(stage)
+    plan = BenchPlan(batch=2, rounds=2, mode="compiled")
+    report = run_bench(
+        task, images, [(Merge(r=8),)], plan, lambda stage, done, total: seen.append(stage)
     )
-    assert report.compiled
+    assert report.mode == "compiled"
     assert "compilation and memory" in seen
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
     assert not torch._dynamo.utils.counters["graph_break"]
@@ -125,11 +129,11 @@ def test_compiled(tmp_path: Path, images: ImageFolder) -> None:
 def test_progress_is_monotonous_and_complete(tmp_path: Path, images: ImageFolder) -> None:
     task = load_task(str(build.vit_classifier(tmp_path / "model")))
     told: dict[str, list[tuple[int, int]]] = {}
-    bench.run_bench(
+    run_bench(
         task,
         images,
-        [Merge(r=8)],
-        bench.BenchPlan(batch=2, rounds=2),
+        [(Merge(r=8),)],
+        BenchPlan(batch=2, rounds=2),
         lambda stage, done, total: told.setdefault(stage, []).append((done, total)),
     )
     assert list(told) == ["quality", "operations", "memory", "speed"]
@@ -173,12 +177,61 @@ def test_settings_do_not_repeat_where_alpha_does_not_matter() -> None:
     assert {merge.alpha for merge in merges if merge.method != "turbo"} == {None}
 
 
+def test_speedups_stand_beside_other_amounts() -> None:
+    merges = merge_settings([4], ["turbo", "redundancy"], [2.0], speedups=[1.2, 1.8])
+    assert merges == [
+        Merge(r=4, alpha=2.0),
+        Merge(speedup=1.2, alpha=2.0),
+        Merge(speedup=1.8, alpha=2.0),
+        Merge(r=4, method="redundancy"),
+        Merge(speedup=1.2, method="redundancy"),
+        Merge(speedup=1.8, method="redundancy"),
+    ]
+    with pytest.raises(ConfigError, match="--inflection shapes a constant r"):
+        merge_settings([], ["turbo"], inflections=[0.0, 1.0], speedups=[1.4])
+    with pytest.raises(ConfigError, match=r"speedup must be at least 1, got 0\.5"):
+        merge_settings([], ["turbo"], speedups=[0.5])
+
+
+def test_a_speedup_says_which_blocks_merge(tmp_path: Path, images: ImageFolder) -> None:
+    weights = build.timm_weights(tmp_path / "tiny.safetensors")
+    task = load_task(f"timm:{build.TINY}", weights)
+    whole, asked, constant = run(task, images, [Merge(speedup=1.4), Merge(r=5)]).rows
+    assert (whole.r, constant.r) == (None, (5,) * 6)
+    assert asked.name == "turbo speedup=1.4"
+    assert asked.r is not None
+    # the blocks in the middle of six, and as much as its operations need
+    assert [block for block, r in enumerate(asked.r) if r] == [1, 2, 3, 4]
+    assert asked.tokens == 101 - sum(asked.r)
+    assert asked.to_dict()["r"] == asked.r
+    assert asked.code == "turbovlm.apply(model, turbovlm.Merge(speedup=1.4))"
+    assert 1.25 < asked.ideal < 1.4  # what is not in the blocks stays as it was
+    report = run(task, images, [Merge(speedup=1.4)])
+    assert f"turbo speedup=1.4: r={blocks_title(asked.r)}, as tokens@block." in bench_notes(report)
+
+
+def test_a_speedup_out_of_reach(tmp_path: Path, images: ImageFolder) -> None:
+    task = load_task(str(build.vit_classifier(tmp_path / "model")))
+    with pytest.raises(ConfigError, match="speedup=50 is out of reach for 65 tokens in 3 blocks"):
+        run(task, images, [Merge(speedup=50)])
+    turbovlm.apply(task.model, Merge(r=8))  # would refuse a model that was left patched
+
+
 def test_titles_say_what_differs() -> None:
-    assert merge_title(Merge(r=8)) == "turbo r=8"
-    assert merge_title(Merge(r=8, method="random", inflection=-0.5)) == "random r=8 inflection=-0.5"
-    assert merge_title(Merge(ratio=0.1, alpha=2.0)) == "turbo ratio=0.1 alpha=2.0"
-    assert merge_title(Merge(r=(0, 16, 0, 7))) == "turbo r=16@2+7@4"
-    assert merge_title(Merge(r=(0, 0))) == "turbo r=0"
+    assert title_of((Merge(r=8),)) == "turbo r=8"
+    assert title_of((Merge(r=8, method="random", inflection=-0.5),)) == "random r=8 inflection=-0.5"
+    assert title_of((Merge(ratio=0.1, alpha=2.0),)) == "turbo ratio=0.1 alpha=2.0"
+    assert title_of((Merge(r=(0, 16, 0, 7)),)) == "turbo r=16@2+7@4"
+    assert title_of((Merge(r=(0, 0)),)) == "turbo r=0"
+    assert title_of((Merge(speedup=1.4, collapse=True),)) == "turbo speedup=1.4 collapse=True"
+    quarter = VisualTokens(keep=0.25)
+    assert title_of((quarter,)) == "keep=0.25"
+    assert title_of((Merge(r=8), quarter)) == "turbo r=8 keep=0.25"
+    assert line_of(()) is None
+    assert line_of((quarter,)) == "keep"
+    assert line_of((Merge(r=8), quarter)) == "turbo, keep=0.25"
+    assert amount_of((quarter,)) == "keep=0.25"
+    assert amount_of((Merge(speedup=1.4, method="random", seed=3),)) == "speedup=1.4"
 
 
 def test_settings_of_the_same_work_share_one_timing(tmp_path: Path, images: ImageFolder) -> None:
@@ -190,9 +243,9 @@ def test_settings_of_the_same_work_share_one_timing(tmp_path: Path, images: Imag
         if stage == "memory":
             slots.append(total)
 
-    report = bench.run_bench(task, images, merges, bench.BenchPlan(batch=2, rounds=2), progress)
+    report = run_bench(task, images, combined(merges, ()), BenchPlan(batch=2, rounds=2), progress)
     _, default, heavy, none, fewer = report.rows
-    assert [row.name for row in report.rows[1:]] == [merge_title(merge) for merge in merges]
+    assert [row.name for row in report.rows[1:]] == [title_of((merge,)) for merge in merges]
     assert default.speedup == heavy.speedup
     assert default.throughput == heavy.throughput
     assert default.quality["kl"] != heavy.quality["kl"]
@@ -208,13 +261,13 @@ def test_copies_share_their_weights(tmp_path: Path) -> None:
     assert ours.keys() == theirs.keys()
     assert all(theirs[name] is parameter for name, parameter in ours.items())
     assert not {id(m) for m in model.modules()} & {id(m) for m in twin.modules()}
-    built = build_settings(model, [Merge(r=4), Merge(r=8)])
+    built = build_settings(model, [(Merge(r=4),), (Merge(r=8),)])
     assert len({id(p) for setting in built for p in setting.model.parameters()}) == len(ours)
 
 
 def test_samples_show_who_was_merged(tmp_path: Path, images: ImageFolder) -> None:
     task = load_task(str(build.vit_classifier(tmp_path / "model")))
-    shown = samples(task, images, [0, 3], Merge(r=10))
+    shown = samples(task, images, [0, 3], (Merge(r=10),))
     assert [sample.name for sample in shown] == [images.name(0), images.name(3)]
     for sample in shown:
         assert sample.picture.shape == (32, 32, 3)
@@ -232,7 +285,7 @@ def test_samples_show_who_was_merged(tmp_path: Path, images: ImageFolder) -> Non
 @pytest.mark.parametrize("plan", [{"batch": 0}, {"rounds": 0}])
 def test_plans_that_mean_nothing(plan: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=f"--{next(iter(plan))} must be at least 1, got 0"):
-        bench.BenchPlan(**plan)  # type: ignore[arg-type]
+        BenchPlan(**plan)  # type: ignore[arg-type]
 
 
 def test_devices() -> None:

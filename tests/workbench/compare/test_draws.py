@@ -10,20 +10,28 @@ import torch
 
 import turbovlm
 from tests.workbench import build
-from turbovlm.config import Merge
-from turbovlm_workbench.compare.bench import BenchPlan, run_bench
+from turbovlm.config import Merge, VisualTokens
+from turbovlm_workbench.compare.bench import run_bench
+from turbovlm_workbench.compare.plan import BenchPlan
 from turbovlm_workbench.compare.variants import many_compilations
 from turbovlm_workbench.data.images import ImageFolder
 from turbovlm_workbench.draws import DRAWS, draws_of
 from turbovlm_workbench.load.skeleton import outline, silent
 from turbovlm_workbench.report.table import bench_notes
+from turbovlm_workbench.settings import combined, keep_of, merge_of
 from turbovlm_workbench.tasks.registry import load_task
 
 
 def test_only_a_method_with_a_seed_is_drawn_several_times() -> None:
-    assert draws_of(Merge(r=4)) == [Merge(r=4)]
-    drawn = draws_of(Merge(r=4, method="random", seed=3))
-    assert [merge.seed for merge in drawn] == [3, 5, 7, 9, 11]
+    assert draws_of((Merge(r=4),)) == [(Merge(r=4),)]
+    assert draws_of(()) == [()]
+    drawn = draws_of((Merge(r=4, method="random", seed=3), VisualTokens(keep=0.5)))
+    assert [merge_of(settings) for settings in drawn] == [
+        Merge(r=4, method="random", seed=seed) for seed in (3, 5, 7, 9, 11)
+    ]
+    assert {keep_of(settings) for settings in drawn} == {VisualTokens(keep=0.5)}
+    drawn = draws_of((VisualTokens(keep=0.5, method="random"),))
+    assert drawn[-1] == (VisualTokens(keep=0.5, method="random", seed=8),)
 
 
 def test_quality_of_random_is_the_mean_of_its_draws(tmp_path: Path) -> None:
@@ -31,12 +39,12 @@ def test_quality_of_random_is_the_mean_of_its_draws(tmp_path: Path) -> None:
     images = ImageFolder.open(build.photos(tmp_path / "photos", 3))
     task = load_task(f"timm:{build.TINY}", weights)
     merges = [Merge(r=8), Merge(r=8, method="random")]
-    report = run_bench(task, images, merges, BenchPlan(batch=3, rounds=2))
+    report = run_bench(task, images, combined(merges, ()), BenchPlan(batch=3, rounds=2))
     pixels = task.pixels([images.image(index) for index in range(3)])
     before = task.outputs(task.model, pixels)
     kls = []
-    for draw in draws_of(merges[1]):
-        with turbovlm.applied(task.model, draw):
+    for draw in draws_of((merges[1],)):
+        with turbovlm.applied(task.model, *draw):
             after = task.outputs(task.model, pixels)
         kls.append(sum(score["kl"] for score in task.compare(before, after, 0)) / 3)
     assert len(set(kls)) == DRAWS

@@ -10,6 +10,7 @@ from turbovlm.config import Merge
 from turbovlm.errors import ConfigError, ModelError, UnknownArchitecture
 from turbovlm_workbench.compare.operations import PARTS, REST, Operations, count_model
 from turbovlm_workbench.compare.variants import merge_settings
+from turbovlm_workbench.report.operations import operations_notes
 
 pytest.importorskip("timm")
 pytest.importorskip("torchvision")
@@ -67,6 +68,22 @@ def test_methods_differ_by_name_and_merge_alike() -> None:
     costs = counted(TINY, 8, methods=("turbo", "redundancy", "random")).costs
     assert [cost.name for cost in costs[1:]] == ["turbo r=8", "redundancy r=8", "random r=8"]
     assert {cost.tokens for cost in costs[1:]} == {53}
+
+
+def test_a_speedup_is_what_the_operations_of_the_blocks_allow(base: Operations) -> None:
+    merges = merge_settings([], ["turbo"], speedups=[1.2, 1.8])
+    found = count_model(BASE, merges, lambda *_: None)
+    assert [cost.name for cost in found.costs[1:]] == ["turbo speedup=1.2", "turbo speedup=1.8"]
+    for cost, asked in zip(found.costs[1:], (1.2, 1.8), strict=True):
+        assert cost.r is not None
+        assert sum(cost.r) == 197 - (cost.tokens or 0)
+        assert sum(map(bool, cost.r)) == 6
+        assert cost.ideal == pytest.approx(asked, rel=0.02)  # the patches are embedded as before
+    assert base.costs[1].r == (8,) * 12
+    note = "turbo speedup=1.2: r="
+    assert [line.startswith(note) for line in operations_notes(found)] == [False, True, False]
+    with pytest.raises(ConfigError, match="speedup=99 is out of reach"):
+        count_model(TINY, [Merge(speedup=99)], lambda *_: None)
 
 
 def test_size() -> None:

@@ -53,5 +53,5 @@ def test_a_sweep_is_a_bench_with_its_front() -> None:
     )
     data = json.loads(json.dumps(sweep.to_dict()))
     assert data["front"] == ["turbo r=8", "turbo r=4"]
-    assert data["rows"][1]["config"] == Merge(r=4).to_dict()
+    assert data["rows"][1]["settings"] == Merge(r=4).to_dict()
     assert data["loss"]["key"] == "loss"

@@ -81,7 +81,7 @@ def test_notes_say_what_was_measured() -> None:
     assert "allocator" not in text
     rows = [dataclasses.replace(row, page_faults=21476.0) for row in report().rows]
     assert "one unmerged call faults 21476 pages in" in "\n".join(bench_notes(report(rows=rows)))
-    few = "\n".join(bench_notes(report(rounds=2, compiled=True)))
+    few = "\n".join(bench_notes(report(rounds=2, mode="compiled")))
     assert "[lowest, highest]" in few
     assert "both sides compiled" in few
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from turbovlm.config import Merge
+from turbovlm.config import Merge, VisualTokens
 from turbovlm.measure.speed import Ratio
 from turbovlm_workbench.report.tune import tune_lines, tune_table
 from turbovlm_workbench.tasks.classification import AGREEMENT, GIVEN_UP
@@ -22,7 +22,7 @@ def trial(stage: str, r: int, loss: float, images: int = 160) -> Trial:
     return Trial(
         stage,
         f"turbo r={r}",
-        merge,
+        (merge,),
         0.01,
         Loss(loss, 0.002, images, loss + 0.004),
         {"agreement": 0.97},
@@ -47,6 +47,7 @@ def tuned(**changes: Any) -> Tuned:
         "batch": 8,
         "device": "cpu",
         "dtype": "float32",
+        "merge_time": 0.14,
         "chosen": trials[-1],
         "closest": trials[-1],
         "speedup": Ratio(1.31, 1.29, 1.33),
@@ -69,7 +70,15 @@ def test_the_line_to_use() -> None:
         "0.6 % ± 0.2 % on 160 other images. Saved in turbo.json:\n"
         'turbovlm.apply(model, turbovlm.Merge.load("turbo.json"))'
     ) in text
+    assert "A merge takes 0.14 of a block's time here." in text
     assert "weighs" not in text
+    keep = VisualTokens(keep=0.5)
+    for settings, line in (
+        ((keep,), 'turbovlm.apply(model, turbovlm.VisualTokens.load("turbo.json"))'),
+        ((Merge(r=9), keep), "turbovlm.apply(model, turbovlm.Merge(r=9), turbovlm.VisualTokens("),
+    ):
+        other = dataclasses.replace(trial("validation", 9, 0.006), settings=settings)
+        assert line in said(tuned(chosen=other, closest=other))
 
 
 def test_nothing_is_worth_it() -> None:
@@ -102,8 +111,8 @@ def test_the_table_leaves_out_the_probes_and_groups_the_stages() -> None:
 
 def test_plain_data_holds_the_choice() -> None:
     data = tuned().to_dict()
-    assert data["merge"] == {"kind": "merge", "r": 9}
-    assert data["trials"][0]["merge"] == {"kind": "merge", "r": 1}
+    assert data["settings"] == {"kind": "merge", "r": 9}
+    assert data["trials"][0]["settings"] == {"kind": "merge", "r": 1}
     assert data["speedup"] == {"value": 1.31, "low": 1.29, "high": 1.33}
     nothing = dataclasses.replace(tuned(), chosen=None, closest=None, speedup=None).to_dict()
-    assert (nothing["merge"], nothing["chosen"], nothing["speedup"]) == (None, None, None)
+    assert (nothing["settings"], nothing["chosen"], nothing["speedup"]) == (None, None, None)

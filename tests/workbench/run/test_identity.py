@@ -59,34 +59,34 @@ def bend(place: Path) -> None:
 def test_a_run_goes_on_only_with_what_it_read(
     place: Path, change: Callable[[Path], None], message: str
 ) -> None:
-    first = run_task(evaluation(place), Merge(r=8), plan(place / "out"))
-    again = run_task(evaluation(place), Merge(r=8), plan(place / "out"))
+    first = run_task(evaluation(place), (Merge(r=8),), plan(place / "out"))
+    again = run_task(evaluation(place), (Merge(r=8),), plan(place / "out"))
     assert first is not None
     assert again is not None
     assert again["metrics"] == first["metrics"]
     before = (place / "out" / "predictions.jsonl").read_bytes()
     change(place)
     with pytest.raises(InputError, match=message):
-        run_task(evaluation(place), Merge(r=8), plan(place / "out"))
+        run_task(evaluation(place), (Merge(r=8),), plan(place / "out"))
     assert (place / "out" / "predictions.jsonl").read_bytes() == before
 
 
 def test_files_that_only_moved_or_were_touched_are_the_same(place: Path) -> None:
-    run_task(evaluation(place), Merge(r=8), plan(place / "out"))
+    run_task(evaluation(place), (Merge(r=8),), plan(place / "out"))
     shutil.copytree(place / "photos", place / "moved")
     told: list[int] = []
     run_task(
-        evaluation(place, "moved"), Merge(r=8), plan(place / "out"), lambda *s: told.append(s[1])
+        evaluation(place, "moved"), (Merge(r=8),), plan(place / "out"), lambda *s: told.append(s[1])
     )
     assert told == [3], "predicted again"
 
 
 def test_another_folder_of_equal_names_is_another_run(place: Path) -> None:
-    run_task(evaluation(place), Merge(r=8), plan(place / "out"))
+    run_task(evaluation(place), (Merge(r=8),), plan(place / "out"))
     shutil.copytree(place / "photos", place / "other")
     retouch(place / "other" / "photo0.jpg")
     with pytest.raises(InputError, match=r"other/photo0\.jpg"):
-        run_task(evaluation(place, "other"), Merge(r=8), plan(place / "out"))
+        run_task(evaluation(place, "other"), (Merge(r=8),), plan(place / "out"))
 
 
 def test_the_digest_of_a_model_is_its_content(place: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_repaired_picture_ranks_all_anew(tmp_path: Path) -> None:
 
     def ranked(out: str) -> dict[str, list[str]]:
         task = build_task("retrieval", Request(str(model), data, images))
-        run_task(task, None, plan(tmp_path / out))
+        run_task(task, (), plan(tmp_path / out))
         return {r["id"]: r["ranked"] for r in lines(tmp_path / out / "predictions.jsonl")}
 
     whole = (images / "noise5.png").read_bytes()
@@ -144,24 +144,24 @@ def test_a_repaired_picture_ranks_all_anew(tmp_path: Path) -> None:
 
 
 def test_another_run_is_checked_before_this_one_begins(place: Path) -> None:
-    run_task(evaluation(place), None, plan(place / "plain"))
+    run_task(evaluation(place), (), plan(place / "plain"))
     shutil.copytree(place / "photos", place / "fewer")
     (place / "fewer" / "photo0.jpg").unlink()
     with pytest.raises(InputError, match="with another data"):
         run_task(
-            evaluation(place, "fewer"), Merge(r=8), plan(place / "one", against=place / "plain")
+            evaluation(place, "fewer"), (Merge(r=8),), plan(place / "one", against=place / "plain")
         )
     with pytest.raises(InputError, match="give the --out of a finished run"):
-        run_task(evaluation(place), Merge(r=8), plan(place / "one", against=place / "photos"))
+        run_task(evaluation(place), (Merge(r=8),), plan(place / "one", against=place / "photos"))
     assert not (place / "one").exists()
     retouch(place / "photos" / "photo0.jpg")
     with pytest.raises(InputError, match=r"read another image for photo0\.jpg"):
-        run_task(evaluation(place), Merge(r=8), plan(place / "two", against=place / "plain"))
+        run_task(evaluation(place), (Merge(r=8),), plan(place / "two", against=place / "plain"))
 
 
 def test_random_is_the_mean_of_several_draws(place: Path) -> None:
     merge = Merge(r=8, method="random")
-    done = run_task(evaluation(place), merge, plan(place / "out"))
+    done = run_task(evaluation(place), (merge,), plan(place / "out"))
     assert done is not None
     assert done["draws"] == DRAWS
     one_by_one = [lines(place / "out" / f"draw{n}" / "predictions.jsonl") for n in range(1, 6)]
@@ -170,21 +170,21 @@ def test_random_is_the_mean_of_several_draws(place: Path) -> None:
     assert done["metrics"]["kl"] == pytest.approx(sum(map(sum, kls)) / 15)
     first = lines(place / "out" / "scores.jsonl")[0]
     assert first["kl"] == pytest.approx(sum(kl[0] for kl in kls) / DRAWS)
-    again = run_task(evaluation(place), merge, plan(place / "out"))
+    again = run_task(evaluation(place), (merge,), plan(place / "out"))
     assert again is not None
     assert again["metrics"] == done["metrics"]
-    fixed = run_task(evaluation(place), Merge(r=8), plan(place / "fixed"))
+    fixed = run_task(evaluation(place), (Merge(r=8),), plan(place / "fixed"))
     assert fixed is not None
     assert fixed["draws"] == 1
 
 
 def test_loading_ahead_keeps_the_order_and_names_broken_pictures(place: Path) -> None:
     (place / "photos" / "a.png").write_bytes(b"none")
-    done = run_task(evaluation(place), Merge(r=8), plan(place / "out", workers=3, batch=3))
+    done = run_task(evaluation(place), (Merge(r=8),), plan(place / "out", workers=3, batch=3))
     assert done is not None
     assert list(done["broken"]) == ["a.png"]
     read = lines(place / "out" / "predictions.jsonl")
     assert [record["id"] for record in read] == evaluation(place).fingerprint()
-    alone = run_task(evaluation(place), Merge(r=8), plan(place / "alone", batch=3))
+    alone = run_task(evaluation(place), (Merge(r=8),), plan(place / "alone", batch=3))
     assert alone is not None
     assert torch.tensor(alone["metrics"]["kl"]) == done["metrics"]["kl"]

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers as hf
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tests.workbench import build
 
@@ -30,48 +28,11 @@ doc_to_target: answer
 generation_kwargs: {{max_new_tokens: 4}}
 metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
 """
-CHAT = (
-    "{% for m in messages %}USER: {% for c in m['content'] %}"
-    "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }}{% endif %}"
-    "{% endfor %} ASSISTANT:{% endfor %}"
-)
 FUNCTIONS = """
 from PIL import Image
 def images(doc): return [Image.open(doc["image"]).convert("RGB")]
 def question(doc): return doc["question"]
 """
-
-
-def llava(folder: Path) -> Path:
-    """A small LLaVA with random weights: CLIP at 32 px, 64 patches, and a Llama of 27 words."""
-    words = {word: n for n, word in enumerate([*build.WORDS, "<image>", "USER:", "ASSISTANT:"])}
-    raw = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokens = hf.PreTrainedTokenizerFast(
-        tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]", eos_token="[SEP]"
-    )
-    tokens.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    text: dict[str, Any] = {
-        "vocab_size": len(words), "hidden_size": 32, "intermediate_size": 32,
-        "num_hidden_layers": 1, "num_attention_heads": 2,
-    }  # fmt: skip
-    config = hf.LlavaConfig(
-        vision_config=hf.CLIPVisionConfig(**build.SIZES),
-        text_config=hf.LlamaConfig(**text),
-        image_token_index=words["<image>"],
-        vision_feature_layer=-2,
-    )
-    processor = hf.LlavaProcessor(
-        hf.CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False),
-        tokens,
-        patch_size=4,
-        num_additional_image_tokens=1,
-        vision_feature_select_strategy="default",
-        chat_template=CHAT,
-    )
-    build.wild(hf.LlavaForConditionalGeneration(config)).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
 
 
 def answers(place: Path, out: str, kind: str, extra: str) -> list[str]:
@@ -90,7 +51,7 @@ def answers(place: Path, out: str, kind: str, extra: str) -> list[str]:
 
 @pytest.mark.slow
 def test_a_task_of_lmms_eval_runs_on_a_merged_model(tmp_path: Path) -> None:
-    llava(tmp_path / "llava")
+    build.llava(tmp_path / "llava")
     photos = sorted(build.noise(tmp_path / "photos", 6).iterdir())
     rows = [{"image": str(p), "question": "word1 word2", "answer": "word3"} for p in photos]
     (tmp_path / "tasks").mkdir()
@@ -100,6 +61,8 @@ def test_a_task_of_lmms_eval_runs_on_a_merged_model(tmp_path: Path) -> None:
     plain = answers(tmp_path, "plain", "llava_hf", "")
     same = answers(tmp_path, "same", "turbovlm", "base=llava_hf,r=0,")
     merged = answers(tmp_path, "merged", "turbovlm", "base=llava_hf,r=16,")
+    fewer = answers(tmp_path, "fewer", "turbovlm", "base=llava_hf,keep=0.1,")
     assert len(plain) == 6
     assert same == plain
     assert merged != plain, "merging changed nothing"
+    assert fewer != plain, "fewer visual tokens changed nothing"

@@ -51,7 +51,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_a_run_leaves_predictions_scores_and_a_result(place: Path, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     todo = evaluation(place)
-    done = run_task(todo, Merge(r=8), plan(tmp_path / "out"), lambda *step: told.append(step))
+    done = run_task(todo, (Merge(r=8),), plan(tmp_path / "out"), lambda *step: told.append(step))
     assert done is not None
     predictions = lines(tmp_path / "out" / "predictions.jsonl")
     scores = lines(tmp_path / "out" / "scores.jsonl")
@@ -73,7 +73,7 @@ def test_a_run_leaves_predictions_scores_and_a_result(place: Path, tmp_path: Pat
 
 
 def test_without_merging_both_agree(place: Path, tmp_path: Path) -> None:
-    done = run_task(evaluation(place), None, plan(tmp_path / "out"))
+    done = run_task(evaluation(place), (), plan(tmp_path / "out"))
     assert done is not None
     assert done["metrics"] == {"agreement": 1.0, "kl": 0.0, "loss": 0.0}
 
@@ -83,7 +83,7 @@ def test_a_broken_image_is_named_and_counted(place: Path, tmp_path: Path) -> Non
     broken = place / "some" / "photo0.jpg"
     whole = broken.read_bytes()
     broken.write_bytes(whole[: len(whole) // 2])
-    done = run_task(evaluation(place, "some"), Merge(r=4), plan(tmp_path / "out"))
+    done = run_task(evaluation(place, "some"), (Merge(r=4),), plan(tmp_path / "out"))
     assert done is not None
     assert list(done["broken"]) == ["photo0.jpg"]
     assert "photo0.jpg" in done["broken"]["photo0.jpg"]
@@ -92,7 +92,7 @@ def test_a_broken_image_is_named_and_counted(place: Path, tmp_path: Path) -> Non
         "sub/photo1.jpg",
     ]
     broken.write_bytes(whole)  # repaired: the next run takes it in
-    done = run_task(evaluation(place, "some"), Merge(r=4), plan(tmp_path / "out"))
+    done = run_task(evaluation(place, "some"), (Merge(r=4),), plan(tmp_path / "out"))
     assert done is not None
     assert done["broken"] == {}
     assert len(lines(tmp_path / "out" / "scores.jsonl")) == 3
@@ -102,7 +102,7 @@ def test_no_readable_image_at_all_is_an_error(place: Path, tmp_path: Path) -> No
     (place / "none").mkdir()
     (place / "none" / "x.jpg").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"no image of the 1 examples can be read: .*x\.jpg"):
-        run_task(evaluation(place, "none"), None, plan(tmp_path / "out"))
+        run_task(evaluation(place, "none"), (), plan(tmp_path / "out"))
 
 
 KILLED = """
@@ -118,12 +118,12 @@ def step(stage, done, total):
     if done == 4:
         os.kill(os.getpid(), signal.SIGKILL)
 
-run_task(evaluation(Path({place!r})), Merge(r=8), plan(Path({out!r})), step)
+run_task(evaluation(Path({place!r})), (Merge(r=8),), plan(Path({out!r})), step)
 """
 
 
 def test_a_killed_run_goes_on_where_it_was(place: Path, tmp_path: Path) -> None:
-    whole = run_task(evaluation(place), Merge(r=8), plan(tmp_path / "whole"))
+    whole = run_task(evaluation(place), (Merge(r=8),), plan(tmp_path / "whole"))
     out, root = tmp_path / "out", Path(__file__).parents[4]
     code = KILLED.format(root=str(root), place=str(place), out=str(out))
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True)
@@ -131,7 +131,7 @@ def test_a_killed_run_goes_on_where_it_was(place: Path, tmp_path: Path) -> None:
     assert len(lines(out / "predictions.0.part")) == 4
     told: list[int] = []
     again = run_task(
-        evaluation(place), Merge(r=8), plan(out), lambda _, done, __: told.append(done)
+        evaluation(place), (Merge(r=8),), plan(out), lambda _, done, __: told.append(done)
     )
     assert told == [4, 6, 7]
     assert whole is not None
@@ -149,26 +149,26 @@ def test_a_killed_run_goes_on_where_it_was(place: Path, tmp_path: Path) -> None:
 def test_another_run_does_not_mix_in(
     place: Path, tmp_path: Path, merge: Merge, settings: dict[str, str], named: str
 ) -> None:
-    run_task(evaluation(place), Merge(r=8), plan(tmp_path / "out"))
+    run_task(evaluation(place), (Merge(r=8),), plan(tmp_path / "out"))
     before = (tmp_path / "out" / "predictions.jsonl").read_bytes()
     with pytest.raises(InputError, match=f"another {named}"):
-        run_task(evaluation(place), merge, plan(tmp_path / "out", settings=settings))
+        run_task(evaluation(place), (merge,), plan(tmp_path / "out", settings=settings))
     assert (tmp_path / "out" / "predictions.jsonl").read_bytes() == before
 
 
 def test_a_setting_that_does_not_fit_writes_nothing(place: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
-        run_task(evaluation(place), Merge(r=(1, 2)), plan(tmp_path / "out"))
+        run_task(evaluation(place), (Merge(r=(1, 2)),), plan(tmp_path / "out"))
     todo = evaluation(place)
     turbovlm.apply(todo.patched, Merge(r=1))
     with pytest.raises(AlreadyApplied):
-        run_task(todo, Merge(r=2), plan(tmp_path / "out"))
+        run_task(todo, (Merge(r=2),), plan(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
 def test_workers_load_the_same_images(place: Path, tmp_path: Path) -> None:
-    one = run_task(evaluation(place), Merge(r=8), plan(tmp_path / "one"))
-    two = run_task(evaluation(place), Merge(r=8), plan(tmp_path / "two", workers=2))
+    one = run_task(evaluation(place), (Merge(r=8),), plan(tmp_path / "one"))
+    two = run_task(evaluation(place), (Merge(r=8),), plan(tmp_path / "two", workers=2))
     assert one is not None
     assert two is not None
     assert one["metrics"] == two["metrics"]
@@ -177,7 +177,7 @@ def test_workers_load_the_same_images(place: Path, tmp_path: Path) -> None:
 def test_a_process_takes_its_share_alone(place: Path, tmp_path: Path) -> None:
     todo = evaluation(place)
     second = RunPlan(tmp_path, Processes(1, 2, CPU), 2, torch.float32, 0, {})
-    assert run_task(todo, Merge(r=8), second) is None  # it does not report
+    assert run_task(todo, (Merge(r=8),), second) is None  # it does not report
     shared = [line["id"] for line in lines(tmp_path / "predictions.1.part")]
     assert shared == todo.fingerprint()[1::2]
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.1.part"]
@@ -199,7 +199,7 @@ def test_a_difference_is_that_of_the_same_examples(tmp_path: Path) -> None:
 
 def test_two_processes_share_the_work(place: Path, tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
-    alone = run_task(evaluation(place), Merge(r=8), plan(tmp_path / "alone"))
+    alone = run_task(evaluation(place), (Merge(r=8),), plan(tmp_path / "alone"))
     out = tmp_path / "out"
     # what `accelerate launch` runs for several processes; alone it starts only one on a CPU
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

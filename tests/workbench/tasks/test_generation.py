@@ -58,7 +58,7 @@ def plan(out: Path) -> RunPlan:
 def plain(place: Path) -> Path:
     """A finished run without merging."""
     out = place / "plain"
-    assert run_task(drawing(place, out), None, plan(out)) is not None
+    assert run_task(drawing(place, out), (), plan(out)) is not None
     return out
 
 
@@ -84,7 +84,7 @@ def test_metrics_against_another_run(place: Path, plain: Path, tmp_path: Path) -
     scorer = load_matching("lab:retrieval")
     reference = Reference.open(plain)
     todo = drawing(place, out, reference=reference, fid=fid, clip=scorer)
-    done = run_task(todo, HALF, plan(out))
+    done = run_task(todo, (HALF,), plan(out))
     assert done is not None
     assert done["merge"] == HALF.to_dict()
     keys = {"fid", "clip", "difference", "psnr", "images_per_second"}
@@ -113,7 +113,7 @@ def test_metrics_against_another_run(place: Path, plain: Path, tmp_path: Path) -
 
 def test_pictures_are_drawn_once_and_scored_anew(place: Path, plain: Path, tmp_path: Path) -> None:
     out = tmp_path / "half"
-    run_task(drawing(place, out), HALF, plan(out))
+    run_task(drawing(place, out), (HALF,), plan(out))
     before = {path: path.stat().st_mtime_ns for path in (out / "pictures").iterdir()}
     told: list[tuple[str, int, int]] = []
     fid = load_fid("lab:captioner", None, CPU)
@@ -121,7 +121,7 @@ def test_pictures_are_drawn_once_and_scored_anew(place: Path, plain: Path, tmp_p
     again = drawing(
         place, out, reference=reference, fid=fid, progress=lambda *step: told.append(step)
     )
-    done = run_task(again, HALF, plan(out), lambda *step: told.append(step))
+    done = run_task(again, (HALF,), plan(out), lambda *step: told.append(step))
     assert done is not None
     assert set(done["metrics"]) == {"fid", "images_per_second"}
     assert done["metrics"]["fid"] > 0.1
@@ -132,15 +132,15 @@ def test_pictures_are_drawn_once_and_scored_anew(place: Path, plain: Path, tmp_p
 
 def test_a_picture_that_was_touched_is_not_scored(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    run_task(drawing(place, out), HALF, plan(out))
+    run_task(drawing(place, out), (HALF,), plan(out))
     second = out / "pictures" / "000001.png"
     kept = second.read_bytes()
     for change in (lambda: second.write_bytes(kept + b" "), second.unlink):
         change()
         with pytest.raises(InputError, match=r"000001.png is gone or no longer the picture"):
-            run_task(drawing(place, out), HALF, plan(out))
+            run_task(drawing(place, out), (HALF,), plan(out))
     second.write_bytes(kept)
-    assert run_task(drawing(place, out), HALF, plan(out)) is not None
+    assert run_task(drawing(place, out), (HALF,), plan(out)) is not None
 
 
 def test_an_interrupted_run_goes_on_where_it_was(place: Path, plain: Path, tmp_path: Path) -> None:
@@ -151,12 +151,12 @@ def test_an_interrupted_run_goes_on_where_it_was(place: Path, plain: Path, tmp_p
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_task(drawing(place, out), None, plan(out), stop)
+        run_task(drawing(place, out), (), plan(out), stop)
     assert len(list((out / "pictures").iterdir())) == 2
     with pytest.raises(InputError, match="is no finished run of eval generation"):
         Reference.open(out)
     told: list[int] = []
-    run_task(drawing(place, out), None, plan(out), lambda _, done, __: told.append(done))
+    run_task(drawing(place, out), (), plan(out), lambda _, done, __: told.append(done))
     assert told == [2, 4, 5]
     for record in lines(plain / "pictures.jsonl"):
         assert np.array_equal(picture(out / record["file"]), picture(plain / record["file"]))
@@ -164,12 +164,12 @@ def test_an_interrupted_run_goes_on_where_it_was(place: Path, plain: Path, tmp_p
 
 def test_runs_that_do_not_fit(place: Path, plain: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds a run with another merge"):
-        run_task(drawing(place, plain), HALF, plan(plain))
+        run_task(drawing(place, plain), (HALF,), plan(plain))
     with pytest.raises(InputError, match="holds a run with another data"):
-        run_task(drawing(place, plain, seed=1), None, plan(plain))
+        run_task(drawing(place, plain, seed=1), (), plan(plain))
     other = drawing(place, tmp_path / "out", seed=100, reference=Reference.open(plain))
     with pytest.raises(InputError, match="drew none of these prompts with the same noise"):
-        run_task(other, None, plan(tmp_path / "out"))
+        run_task(other, (), plan(tmp_path / "out"))
     with pytest.raises(InputError, match="nowhere is no folder"):
         Reference.open(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="--seed must be in"):

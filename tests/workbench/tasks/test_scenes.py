@@ -40,7 +40,7 @@ def test_scenes(scenes: Path, tmp_path: Path, task: str) -> None:
     found = {}
     for r in (0, 8):
         folder = tmp_path / str(r)
-        done = run_task(evaluation, Merge(r=r) if r else None, plan(folder, batch=16))
+        done = run_task(evaluation, (Merge(r=r),) if r else (), plan(folder, batch=16))
         assert done is not None
         assert not done["broken"]
         assert done["metrics"][metric] > 0.75

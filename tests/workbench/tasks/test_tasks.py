@@ -68,7 +68,9 @@ def evaluate(
 ) -> dict[str, Any]:
     images = place / ("pairs" if task == "nlvr2" else "images")
     request = Request(str(model), place / data, images, **options)
-    done = run_task(build_task(task, request), merge, plan(out, batch=3))
+    done = run_task(
+        build_task(task, request), () if merge is None else (merge,), plan(out, batch=3)
+    )
     assert done is not None
     return done
 

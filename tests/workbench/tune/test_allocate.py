@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from turbovlm.config import Merge
 from turbovlm.maths.schedule import lengths
-from turbovlm_workbench.tune.allocate import WORTH, Stack, allocate, even
+from turbovlm.maths.speedup import merging_blocks
+from turbovlm_workbench.tune.allocate import MARGIN, Stack, allocate, even, one_share
 
 VIT = Stack(depth=12, tokens=197, prefix=1)
 
@@ -65,9 +68,25 @@ def test_a_collapsed_end_by_hand() -> None:
 
 def test_a_merge_that_saves_hardly_more_than_it_takes_is_left_out() -> None:
     costs = dict.fromkeys(range(12), 1.0)
-    rs = allocate(costs, 0.1, VIT)
+    rs = allocate(costs, 0.1, dataclasses.replace(VIT, merge=0.14))
     used = [block for block, r in enumerate(rs) if r]
     assert 1 < len(used) < 6
     for block in used:
         without = (*rs[:block], 0, *rs[block + 1 :])
-        assert VIT.saved(rs) - VIT.saved(without) >= WORTH / 12
+        assert VIT.saved(rs) - VIT.saved(without) >= MARGIN * 0.14 / 12
+    # where a merge takes no time all blocks are used, and where it takes much only one is
+    assert sum(map(bool, allocate(costs, 0.1, VIT))) > len(used)
+    assert sum(map(bool, allocate(costs, 0.1, dataclasses.replace(VIT, merge=9.0)))) == 1
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_one_share_in_the_blocks_of_a_speedup(few: bool) -> None:
+    blocks = merging_blocks(12, few)
+    rs = one_share(0.2, blocks, VIT)
+    assert [block for block, r in enumerate(rs) if r] == list(blocks)
+    assert 0.2 <= VIT.saved(rs) < 0.203
+    tokens = 196
+    for block in blocks:
+        assert rs[block] / tokens == pytest.approx(rs[blocks[0]] / 196, abs=1 / tokens)
+        tokens -= rs[block]
+    assert one_share(0.9, (0,), VIT) == (98, *[0] * 11)

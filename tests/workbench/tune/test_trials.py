@@ -91,7 +91,7 @@ def test_a_part_scores_its_own_images_and_labels(tmp_path: Path, keep: bool) -> 
     labels = before.argmax(-1)
     task = task.with_labels(tuple(labels.tolist()))
     chosen = [4, 1, 5]  # out of order, over two batches
-    scores = Part(task, folder, chosen, 2, keep=keep).scores(Merge(r=12))
+    scores = Part(task, folder, chosen, 2, keep=keep).scores((Merge(r=12),))
     lost = (after.argmax(-1) != labels)[chosen].double().tolist()
     assert [score["loss"] for score in scores] == lost
     kl = torch.nn.functional.kl_div(

@@ -13,15 +13,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import turbovlm
 from tests.workbench import build
-from turbovlm.config import Merge
-from turbovlm.errors import ConfigError, InputError, ModelError
+from turbovlm.config import Merge, VisualTokens
+from turbovlm.errors import ConfigError, InputError, ModelError, UnknownArchitecture
 from turbovlm.measure import Timing
-from turbovlm_workbench.compare.bench import BenchPlan
+from turbovlm_workbench.compare.plan import BenchPlan
 from turbovlm_workbench.data.images import ImageFolder
+from turbovlm_workbench.load.loaded import UNMERGED
+from turbovlm_workbench.settings import from_plain, keep_of, merge_of
 from turbovlm_workbench.tasks.image import ImageTask
 from turbovlm_workbench.tasks.registry import load_task
-from turbovlm_workbench.tune.search import Search
-from turbovlm_workbench.tune.trials import Part, loss_of, split_images
+from turbovlm_workbench.tune.allocate import Stack, allocate
+from turbovlm_workbench.tune.goal import Goal
+from turbovlm_workbench.tune.search import SHAPES, Search
+from turbovlm_workbench.tune.trials import Part, Trial, loss_of, split_images
 from turbovlm_workbench.tune.tune import Tuned, tune
 
 IMAGES = 24
@@ -71,7 +75,8 @@ def task(place: Path) -> ImageTask[Any]:
 
 
 def tuned(task: ImageTask[Any], images: ImageFolder, promise: float, **more: Any) -> Tuned:
-    return tune(task, images, promise, BenchPlan(batch=8), **{"timer": by_operations, **more})
+    goal = Goal(promise, more.pop("seed", 0), more.pop("keeps", ()))
+    return tune(task, images, goal, BenchPlan(batch=8), **{"timer": by_operations, **more})
 
 
 TOLD: dict[str, list[tuple[int, int]]] = {}
@@ -102,11 +107,11 @@ def test_it_finds_a_faster_setting_that_keeps_the_promise(
     assert chosen.loss.bound <= 0.5
     # what it says of the other images is so, and they are others
     held = split_images(IMAGES, 0)[1]
-    scores = Part(task, images, held, 8, keep=False).scores(chosen.merge)
+    scores = Part(task, images, held, 8, keep=False).scores(chosen.settings)
     assert loss_of(scores) == chosen.loss
     assert chosen.loss.images == 16
     assert chosen.drift > 0
-    turbovlm.apply(task.model, chosen.merge)
+    turbovlm.apply(task.model, *chosen.settings)
 
 
 def test_it_needs_few_evaluations_and_writes_all_of_them_down(loose: Tuned) -> None:
@@ -115,22 +120,22 @@ def test_it_needs_few_evaluations_and_writes_all_of_them_down(loose: Tuned) -> N
         "collapse", "block", "shape", "alpha", "ladder", "validation"
     ]  # fmt: skip
     assert stages.count("block") == 5
-    assert stages.count("shape") == 4
+    assert stages.count("shape") == len(SHAPES) == 6
     assert stages.count("alpha") == 2
     assert len(stages) < 60
     assert {trial.loss.images for trial in loose.trials if trial.stage != "validation"} == {8}
 
 
 def test_the_fastest_of_the_accepted_is_chosen(loose: Tuned, task: ImageTask[Any]) -> None:
-    kept = {t.merge for t in loose.trials if t.stage == "validation" and t.loss.within(0.5)}
+    kept = {t.settings for t in loose.trials if t.stage == "validation" and t.loss.within(0.5)}
     assert len(kept) > 1
     pixels = torch.zeros(1, 3, 160, 160)
     work = {}
-    for merge in kept:
-        with turbovlm.applied(task.model, merge):
-            work[merge] = turbovlm.flops(task.model, pixels).macs
+    for settings in kept:
+        with turbovlm.applied(task.model, *settings):
+            work[settings] = turbovlm.flops(task.model, pixels).macs
     assert loose.closest is not None
-    assert work[loose.closest.merge] == min(work.values())
+    assert work[loose.closest.settings] == min(work.values())
 
 
 def test_equal_seeds_find_the_same(embedder: ImageTask[Any], small: ImageFolder) -> None:
@@ -161,7 +166,7 @@ def test_nothing_is_worth_it_where_time_is_not_saved(
     assert found.closest is not None
     assert found.speedup is not None
     assert found.speedup.value == 1
-    assert json.loads(json.dumps(found.to_dict()))["merge"] is None
+    assert json.loads(json.dumps(found.to_dict()))["settings"] is None
 
 
 def test_nothing_is_worth_it_where_no_setting_keeps_the_promise(
@@ -173,13 +178,18 @@ def test_nothing_is_worth_it_where_no_setting_keeps_the_promise(
     assert "validation" not in {trial.stage for trial in found.trials}
 
 
+def collapses(trial: Trial) -> bool:
+    merge = merge_of(trial.settings)
+    assert merge is not None
+    return merge.collapse
+
+
 def test_what_nobody_reads_goes_for_free(embedder: ImageTask[Any], small: ImageFolder) -> None:
     # behind the attention of the last block only the cls token is read
     found = tuned(embedder, small, 1e-9)
     assert found.closest is not None
-    assert (found.closest.merge.r, found.closest.merge.collapse) == ((0, 0, 0), True)
-    assert found.trials[0].merge.collapse
-    assert {trial.merge.collapse for trial in found.trials} == {True}
+    assert found.closest.settings == (Merge(r=(0, 0, 0), collapse=True),)
+    assert {collapses(trial) for trial in found.trials} == {True}
 
 
 def test_nothing_goes_for_free_where_all_tokens_are_read(
@@ -187,14 +197,15 @@ def test_nothing_goes_for_free_where_all_tokens_are_read(
 ) -> None:
     found = tuned(load_task(str(build.siglip(tmp_path / "siglip"))), small, 0.5)
     assert found.closest is not None
-    assert {trial.merge.collapse for trial in found.trials} == {False}
+    assert {collapses(trial) for trial in found.trials} == {False}
     assert "collapse" not in {trial.stage for trial in found.trials}
 
 
 def test_a_result_is_plain_json(loose: Tuned) -> None:
     data = json.loads(json.dumps(loose.to_dict()))
     assert loose.chosen is not None
-    assert Merge.from_dict(data["merge"]) == loose.chosen.merge
+    assert from_plain(data["settings"]) == loose.chosen.settings
+    assert data["merge_time"] == loose.merge_time
     assert data["chosen"]["loss"]["images"] == 16
     assert len(data["trials"]) == len(loose.trials)
     assert data["speedup"]["value"] == loose.speedup.value if loose.speedup else False
@@ -203,8 +214,8 @@ def test_a_result_is_plain_json(loose: Tuned) -> None:
 def test_progress_tells_every_stage(loose: Tuned) -> None:
     assert loose.chosen is not None
     assert list(TOLD) == [
-        "reading images", "looking at the last block", "probing blocks", "comparing schedules",
-        "comparing weights", "climbing", "validating",
+        "reading images", "looking at the last block", "timing a merge", "probing blocks",
+        "comparing schedules", "comparing weights", "climbing", "validating",
     ]  # fmt: skip
     assert all(done <= total for steps in TOLD.values() for done, total in steps)
     assert list(range(1, len(loose.trials) + 1)) == NUMBERS
@@ -215,6 +226,60 @@ def test_an_embedding_is_tuned_too(embedder: ImageTask[Any], small: ImageFolder)
     assert found.task == "embedding"
     assert found.closest is not None
     assert found.closest.loss.mean == pytest.approx(1 - found.closest.quality["cosine"])
+
+
+def slow_merges(runs: Mapping[str, Callable[[], object]]) -> dict[str, Timing]:
+    """A machine whose time is the number of operations, and a tenth of the model's a merge."""
+    plain = by_operations(runs)
+    block = plain[UNMERGED].seconds[0] / 6
+    times = {}
+    for name, timing in plain.items():
+        merges = name.count("@")
+        times[name] = Timing((timing.seconds[0] + merges * block * 0.6,) * 10, (0.0,) * 10, 1)
+    return times
+
+
+def test_a_merge_is_timed_on_the_machine(
+    loose: Tuned, task: ImageTask[Any], images: ImageFolder
+) -> None:
+    assert 0 < loose.merge_time < 0.3
+    slow = Search(task, images, split_images(IMAGES, 0)[0], BenchPlan(batch=8), slow_merges)
+    assert slow.stack.merge == pytest.approx(loose.merge_time + 0.6, abs=0.01)
+    costs = dict.fromkeys(range(5), 1.0)
+    few, many = (
+        allocate(costs, 0.2, Stack(6, 401, 1, merge=time))
+        for time in (slow.stack.merge, loose.merge_time)
+    )
+    assert sum(map(bool, few)) < sum(map(bool, many))
+
+
+def test_fewer_visual_tokens_within_the_promise(place: Path, small: ImageFolder) -> None:
+    keeps = (VisualTokens(keep=2), VisualTokens(keep=0.5), VisualTokens(keep=0.99))
+    task = load_task(str(build.llava(place / "llava")))
+    search = Search(task, small, split_images(21, 0)[0], BenchPlan(batch=8), by_operations)
+    assert search.by_tokens(keeps) == [keeps[2], keeps[1], keeps[0]]
+    ladders = search.ladders(Goal(0.9, keeps=keeps))
+    assert [keep_of(ladder[-1]) for ladder in ladders[:2]] == [None, None]
+    assert ladders[2] == [(keeps[2],), (keeps[1],), (keeps[0],)]
+    # on top of the smallest share that keeps the promise, merging goes on
+    kept = keep_of(ladders[3][0])
+    assert ladders[3][0] == (kept,)
+    assert {keep_of(settings) for settings in ladders[3]} == {kept}
+    assert [merge_of(settings) for settings in ladders[3][1:]] == [
+        merge_of(settings) for settings in ladders[0]
+    ]
+    found = tuned(task, small, 0.9, keeps=keeps)
+    assert found.closest is not None
+    assert keep_of(found.closest.settings) is not None
+    assert found.closest.loss.within(0.9)
+    assert from_plain(json.loads(json.dumps(found.to_dict()))["closest"]["settings"]) == (
+        found.closest.settings
+    )
+
+
+def test_a_model_without_visual_tokens(embedder: ImageTask[Any], small: ImageFolder) -> None:
+    with pytest.raises(UnknownArchitecture, match="no vision-language model whose prompt"):
+        tuned(embedder, small, 0.2, keeps=(VisualTokens(keep=0.5),))
 
 
 def test_labels_follow_their_images(task: ImageTask[Any], images: ImageFolder) -> None:
@@ -228,7 +293,7 @@ def test_labels_follow_their_images(task: ImageTask[Any], images: ImageFolder) -
         by_operations,
     )
     # every label is the unmerged model's own answer, so accuracy is agreement
-    trial = search.tried("ladder", Merge(r=12))
+    trial = search.tried("ladder", (Merge(r=12),))
     assert trial.quality["accuracy"] == trial.quality["agreement"] == 1 - trial.loss.mean < 1
 
 
@@ -239,14 +304,16 @@ def test_validation_climbs_from_below_and_stops_at_the_first_refusal(
     search = Search(task, images, searched, BenchPlan(batch=8), by_operations)
     part = Part(task, images, held, 8, keep=True)
     gentle, much = Merge(r=1), Merge(r=12)
-    low, high = (loss_of(part.scores(merge)).bound for merge in (gentle, much))
+    low, high = (loss_of(part.scores((merge,))).bound for merge in (gentle, much))
     assert low < high
     promise = (low + high) / 2
 
     def tested(ladder: list[Merge], rung: int) -> tuple[Merge | None, list[Merge]]:
         search.trials.clear()
-        found = search.validate(part, ladder, rung, promise)
-        return found and found.merge, [trial.merge for trial in search.trials]
+        found = search.validate(part, [(merge,) for merge in ladder], rung, promise)
+        return found and merge_of(found.settings), [
+            merge for trial in search.trials if (merge := merge_of(trial.settings))
+        ]
 
     same = Merge(r=1, min_tokens=2)  # as gentle as the first
     assert tested([gentle, same, much, same], 1) == (same, [gentle, same, much])

@@ -87,19 +87,19 @@ class TurboBlock(nn.Module):
         alone = not (call.declared or torch.compiler.is_compiling())
         before = patch.begin(call) if alone else None
         try:
-            y = self.turbo_run(Step(self, patch, call, layer), x, given)
+            y = self.turbo_run(BlockRun(self, patch, call, layer), x, given)
         finally:
             if alone:
                 patch.end(before)
         patch.leave(layer, call, y)
         return y
 
-    def turbo_run(self, step: Step, x: Tensor, given: dict[str, Any]) -> Tensor:
+    def turbo_run(self, step: BlockRun, x: Tensor, given: dict[str, Any]) -> Tensor:
         """What `forward` does while its call is open."""
         return _forward(step, x, given)
 
 
-class Step(NamedTuple):
+class BlockRun(NamedTuple):
     """A block that runs, in which call, and where it stands."""
 
     block: TurboBlock
@@ -108,7 +108,7 @@ class Step(NamedTuple):
     layer: int
 
 
-def _forward(step: Step, x: Tensor, given: dict[str, Any]) -> Tensor:
+def _forward(step: BlockRun, x: Tensor, given: dict[str, Any]) -> Tensor:
     """One block: the host's forward whole, whole with sizes, or in halves with a merge between."""
     block, patch, call, layer = step
     tokens = call.tokens
@@ -165,7 +165,7 @@ def _first_tokens(
 
 
 def _merging(
-    step: Step, x: Tensor, r: int, tokens: Tokens, given: dict[str, Any]
+    step: BlockRun, x: Tensor, r: int, tokens: Tokens, given: dict[str, Any]
 ) -> tuple[Tensor, Plan, Tokens]:
     block, patch, call, layer = step
     schedule = patch.schedule(tokens.start)

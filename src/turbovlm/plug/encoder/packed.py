@@ -24,7 +24,7 @@ from turbovlm.maths.score import semantic_value
 from turbovlm.maths.sets import EvenOdd, EvenOddWithin
 from turbovlm.plug.attention import Attention, Look
 from turbovlm.plug.encoder.arguments import unfollowed
-from turbovlm.plug.encoder.block import Step, TurboBlock
+from turbovlm.plug.encoder.block import BlockRun, TurboBlock
 from turbovlm.plug.encoder.half import NOTHING, run_half
 from turbovlm.plug.encoder.row import Row
 from turbovlm.plug.encoder.state import EncoderCall, EncoderPatch
@@ -157,7 +157,7 @@ class PackedBlock(TurboBlock):
         """As `TurboBlock.forward`, on tokens ``(N, C)`` or ``(1, N, C)``."""
         return uncompiled(TurboBlock.forward, self, *args, **kwargs)
 
-    def turbo_run(self, step: Step, x: Tensor, given: dict[str, Any]) -> Tensor:
+    def turbo_run(self, step: BlockRun, x: Tensor, given: dict[str, Any]) -> Tensor:
         """One block on tokens ``(N, C)`` or ``(1, N, C)``."""
         _, patch, call, layer = step
         tokens = _tokens(patch, call, x, given)

@@ -38,6 +38,12 @@ class Trace:
             after.append(length)
         return tuple(after)
 
+    @property
+    def removed(self) -> tuple[int, ...]:
+        """Tokens that each block removed."""
+        after = self.tokens
+        return tuple(a - b for a, b in zip((self.start, *after), after, strict=False))
+
     def representative(self, blocks: int | None = None) -> Tensor:
         """For each original token, which token of the sequence after ``blocks`` blocks (all of
         them by default) stands for it: ``(B, N0)`` int64. ``(1, N0)`` if nothing merged.

@@ -94,7 +94,7 @@ def bench_command(
     """
     from turbovlm.errors import ConfigError, require
     from turbovlm_workbench.cli.output import (
-        check_writable,
+        check_outputs,
         deliver,
         print_parts,
         progress_bar,
@@ -126,8 +126,7 @@ def bench_command(
     plan = BenchPlan(
         batch, place, pick_dtype(dtype, place), mode, fused, rounds, beside=place.type == "cuda"
     )
-    check_writable(json, "--json")
-    check_writable(html, "--html")
+    check_outputs({"--json": json, "--html": html})
     if html is not None:
         require("matplotlib", "report")
         require("jinja2", "report")

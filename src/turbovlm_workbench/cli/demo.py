@@ -34,15 +34,14 @@ def demo_command(
       turbovlm demo --generate
     """
     from turbovlm.errors import require
-    from turbovlm_workbench.cli.output import check_writable
+    from turbovlm_workbench.cli.output import check_outputs
     from turbovlm_workbench.load.lab import require_lab
 
     require_lab()
     require("matplotlib", "report")
     require("jinja2", "report")
     html = html or (PAINTED if generate else PAGE)
-    check_writable(html, "--html")
-    check_writable(json, "--json")
+    check_outputs({"--html": html, "--json": json})
     (_paint if generate else _caption)(html, json)
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,21 @@ def check_writable(path: Path | None, flag: str) -> None:
         ) from error
     if not existed:
         target.unlink()
+
+
+def check_outputs(files: Mapping[str, Path | None]) -> None:
+    """`check_writable` of several files by their flags, of which no two may be one.
+
+    Raises:
+        InputError: as `check_writable`, or if one file would overwrite another.
+    """
+    known: dict[str, str] = {}
+    for flag, path in files.items():
+        check_writable(path, flag)
+        if path is not None:
+            before = known.setdefault(os.path.realpath(path), flag)
+            if before != flag:
+                raise InputError(f"{before} and {flag} name one file, {path}: give each its own")
 
 
 def write_file(path: Path, content: str | bytes) -> None:

@@ -76,7 +76,7 @@ def sweep_command(
     """
     from turbovlm.errors import ConfigError, require
     from turbovlm_workbench.cli.output import (
-        check_writable,
+        check_outputs,
         deliver,
         print_parts,
         progress_bar,
@@ -100,8 +100,7 @@ def sweep_command(
     variants = combined(merges, read_keeps(keep))
     place = pick_device(device)
     plan = BenchPlan(batch, place, pick_dtype(dtype, place), fused=fused, rounds=rounds)
-    check_writable(json, "--json")
-    check_writable(plot, "--plot")
+    check_outputs({"--json": json, "--plot": plot})
     if plot is not None:
         if plot.suffix.lower() not in KINDS:
             raise ConfigError(f"--plot {plot} must end in {' or '.join(KINDS)}")

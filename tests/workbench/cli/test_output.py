@@ -15,7 +15,7 @@ import pytest
 from tests.workbench import build
 from tests.workbench.cli.test_commands import turbovlm_runs
 from turbovlm.errors import InputError
-from turbovlm_workbench.cli.output import check_writable, deliver, write_file
+from turbovlm_workbench.cli.output import check_outputs, check_writable, deliver, write_file
 from turbovlm_workbench.cli.terminal import visible
 
 
@@ -143,6 +143,16 @@ def test_a_link_to_nothing_stays_a_link(tmp_path: Path) -> None:
     write_file(link, "new")
     assert link.is_symlink()
     assert (tmp_path / "target.json").read_text() == "new"
+
+
+def test_two_results_do_not_share_a_file(tmp_path: Path) -> None:
+    one, link = tmp_path / "one", tmp_path / "link"
+    link.symlink_to(one)
+    check_outputs({"--json": one, "--html": tmp_path / "two", "--plot": None})
+    for other in (one, link, tmp_path / "." / "one"):
+        with pytest.raises(InputError, match="--json and --html name one file"):
+            check_outputs({"--json": one, "--html": other})
+    assert not one.exists()
 
 
 def test_a_file_is_written_whole_or_left(tmp_path: Path) -> None:

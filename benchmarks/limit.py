@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from rich.table import Table
 from sides import DTYPES, EVA_G, Bench, Setting, random_model
 
 from turbovlm.measure import (
+    Rounds,
     Timing,
     compare,
     environment,
@@ -60,31 +61,26 @@ def measure(bench: Bench, args: argparse.Namespace, progress: Progress) -> dict[
         label = f"{bench.setting}: {name.split('/')[0]}"
         progress.update(task, completed=done, total=rounds, description=label)
 
-    options = {
-        "device": args.device,
-        "clock": args.clock,
-        "progress": show,
-        "warmup": args.warmup,
-    }
+    rounds = Rounds(args.pilot, device=args.device, clock=args.clock, warmup=args.warmup)
     candidates = bench.forms()
     pilot: dict[str, Timing] = {}
     chosen: dict[str, str] = {}
     for side in ("off", "limit", "ours"):
         forms = {n: f.variant for n, f in candidates.items() if n.startswith(f"{side}/")}
         if len(forms) > 1:
-            pilot |= compare(forms, rounds=args.pilot, **options)
+            pilot |= compare(forms, rounds, show)
         chosen[side] = min(forms, key=lambda n: pilot[n].median_s if n in pilot else 0.0)
     sides = {side: candidates[name] for side, name in chosen.items()}
     variants = {side: form.variant for side, form in sides.items()}
     kernels = bench.check(sides)
-    times = compare(
-        variants,
-        rounds=args.rounds,
+    rounds = replace(
+        rounds,
+        number=args.rounds,
         min_seconds=args.min_seconds,
         max_seconds=args.max_seconds,
         settle=args.settle,
-        **options,
     )
+    times = compare(variants, rounds, show)
     peaks = {s: peak_memory(v, device=args.device) for s, v in variants.items()}
     macs = {}
     for side, form in sides.items():

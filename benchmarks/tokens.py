@@ -14,6 +14,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from torch import Tensor
 
 import turbovlm
 from turbovlm.config.visual_tokens import VisualTokens
-from turbovlm.measure import Variant, compare, environment, peak_memory
+from turbovlm.measure import Rounds, Variant, compare, environment, peak_memory
 from turbovlm.plug.language.shorten import shorten
 from turbovlm.plug.language.state import LanguageCall
 from turbovlm.plug.swap import site_of
@@ -104,7 +105,7 @@ class Bench:
 
 
 def measure(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
-    options = {"device": args.device, "clock": args.clock, "rounds": args.rounds, "warmup": 2}
+    rounds = Rounds(args.rounds, warmup=2, device=args.device, clock=args.clock)
     variants = {
         "off": Variant(bench.first),
         "limit": Variant(bench.sliced),
@@ -113,14 +114,13 @@ def measure(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     with bench.applied():
         shown = bench.first()
     assert shown.shape[1] == 1
-    times = compare(variants, **options)
-    chosen = compare({"choosing": Variant(bench.choosing(), bench.applied)}, **options)["choosing"]
+    times = compare(variants, rounds)
+    chosen = compare({"choosing": Variant(bench.choosing(), bench.applied)}, rounds)["choosing"]
     answers = {}
     if args.new:
         run = lambda: bench.answer(args.new)  # noqa: E731
         whole = {"off": Variant(run), "ours": Variant(run, bench.applied)}
-        slow = {**options, "rounds": min(3, args.rounds), "warmup": 1}
-        answers = compare(whole, **slow)
+        answers = compare(whole, replace(rounds, number=min(3, args.rounds), warmup=1))
     ms = {side: t.median_s * 1e3 for side, t in times.items()}
     return {
         "batch": bench.batch,

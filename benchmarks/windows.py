@@ -30,7 +30,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 
 import turbovlm
-from turbovlm.measure import Variant, compare, environment
+from turbovlm.measure import Rounds, Variant, compare, environment
 
 SHAPES: dict[str, dict[str, Any]] = {
     "small": {
@@ -112,7 +112,7 @@ def measure(args: argparse.Namespace, pixels: int, images: int) -> dict[str, Any
     bench = Bench(args.shape, pixels, images, args.device, dtype)
     facts = bench.compared()
     variants = {"off": Variant(bench.run), "fused": Variant(bench.run, bench.fused)}
-    times = compare(variants, rounds=args.rounds, device=args.device, clock=args.clock)
+    times = compare(variants, Rounds(args.rounds, device=args.device, clock=args.clock))
     return {
         "shape": args.shape,
         "dtype": dtype,

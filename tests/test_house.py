@@ -243,6 +243,24 @@ def test_files_stay_small() -> None:
 COMMAND_LINE = {"main"}
 
 
+MIRRORS = {"_fused", "_packed", "_plan", "_"}
+"""Functions with the signature of one of torch's, and operators that are registered with torch."""
+
+
+def test_functions_take_at_most_six_parameters() -> None:
+    """Beside self; a command's parameters are its options."""
+    found: list[str] = []
+    for path in (p for root in (SOURCE, WORKBENCH, LAB) for p in root.rglob("*.py")):
+        if path.parent.name in ("cli", "triton"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name not in MIRRORS:
+                every = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+                if len([a for a in every if a.arg not in ("self", "cls")]) > 6:
+                    found.append(f"{path.name}:{node.lineno} {node.name}")
+    assert found == []
+
+
 def test_no_two_public_names_are_the_same() -> None:
     found: dict[str, list[str]] = {}
     for root in (SOURCE, WORKBENCH, LAB):

@@ -29,7 +29,7 @@ from torch import nn
 from unet import SHAPES, Step, check, limit, merged, shares
 
 from turbovlm.errors import TurboError
-from turbovlm.measure import Timing, compare, environment
+from turbovlm.measure import Rounds, Timing, compare, environment
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCOPES = ("self", "all")
@@ -72,13 +72,15 @@ def measure(
     def time(sides: dict[str, nn.Module], rounds: int) -> dict[str, Timing]:
         return compare(
             {name: partial(step.run, side) for name, side in sides.items()},
-            rounds=rounds,
-            max_seconds=args.max_seconds,
-            warmup=args.warmup,
-            settle=args.settle,
-            device=args.device,
-            clock=args.clock,
-            progress=show,
+            Rounds(
+                rounds,
+                max_seconds=args.max_seconds,
+                warmup=args.warmup,
+                settle=args.settle,
+                device=args.device,
+                clock=args.clock,
+            ),
+            show,
         )
 
     parts = {}

@@ -31,7 +31,7 @@ from train_captioner import END, PAD, SELECT, WORDS, load, read
 from transformers.modeling_outputs import BaseModelOutput
 
 import turbovlm
-from turbovlm.measure import compare
+from turbovlm.measure import Rounds, compare
 from turbovlm_workbench.compare.variants import build_settings
 from turbovlm_workbench.metrics.captions import CaptionScores, score_captions
 from turbovlm_workbench.metrics.intervals import interval
@@ -140,7 +140,7 @@ class Captioner:
         with torch.inference_mode():
             # by number: settings that differ in alpha alone have one name
             timed = compare(
-                {str(i): partial(run, s.model) for i, s in enumerate(built)}, rounds=rounds
+                {str(i): partial(run, s.model) for i, s in enumerate(built)}, Rounds(rounds)
             )
         base = timed["0"]
         found: list[dict[str, Any]] = []

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 import turbovlm
 from turbovlm import hosts
-from turbovlm.measure.speed import Variant, compare
+from turbovlm.measure.speed import Rounds, Variant, compare
 from turbovlm_workbench.data.images import ImageFolder
 from turbovlm_workbench.load.prepare import timm_prepare
 from turbovlm_workbench.metrics.intervals import interval
@@ -192,7 +192,7 @@ def speeds(
     variants = {"unmerged": Variant(run)}
     for n, config in enumerate(todo):
         variants[str(n)] = Variant(run, partial(turbovlm.applied, model, config))
-    times = compare(variants, rounds=args.rounds, settle=1)
+    times = compare(variants, Rounds(args.rounds, settle=1))
     return [str(times[str(n)].speedup_over(times["unmerged"])) for n in range(len(todo))]
 
 

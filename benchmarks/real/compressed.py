@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import turbovlm
-from turbovlm.measure.speed import Variant, compare
+from turbovlm.measure.speed import Rounds, Variant, compare
 from turbovlm_workbench.metrics.intervals import interval
 
 ZEROED = 0.3
@@ -153,7 +153,7 @@ def speeds(
         for name, model in models.items()
         for merge in merges
     }
-    times = list(compare(variants, rounds=args.rounds, settle=1).values())
+    times = list(compare(variants, Rounds(args.rounds, settle=1)).values())
     return [str(time.speedup_over(times[0])) for time in times]
 
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -272,16 +272,22 @@ def captions(model: Any, text: BertTokenizer, seen: Tensor, batch: int = 100) ->
     return found
 
 
+class Until(NamedTuple):
+    """When training ends, whichever comes first."""
+
+    epochs: int
+    minutes: float
+
+
 def train(
     model: Any,
     text: Any,
     seen: Tensor,
     truth: Sequence[Sequence[str]],
-    epochs: int,
-    minutes: float,
+    until: Until,
     keep: Callable[[dict[str, float]], None],
 ) -> None:
-    """Until the epochs or the minutes are over, at a rate that follows whichever is nearer its end.
+    """Train at a rate that follows whichever of the epochs and the minutes is nearer its end.
 
     ``keep`` is called with the record of every epoch that is the best so far.
     """
@@ -296,7 +302,7 @@ def train(
     ]
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98), fused=True)
     best, step, done, start = -1.0, 0, 0.0, time.monotonic()
-    for epoch in range(1, epochs + 1):
+    for epoch in range(1, until.epochs + 1):
         model.train()
         losses: list[float] = []
         for part in torch.randperm(fit).split(BATCH):
@@ -308,7 +314,7 @@ def train(
             torch.nn.utils.clip_grad_norm_(say.parameters(), 1.0)
             step += 1
             passed = (time.monotonic() - start) / 60
-            done = max(step / (epochs * math.ceil(fit / BATCH)), passed / minutes)
+            done = max(step / (until.epochs * math.ceil(fit / BATCH)), passed / until.minutes)
             half_cosine = (1 + math.cos(math.pi * min(done, 1.0))) / 2
             for group in optimizer.param_groups:
                 group["lr"] = RATE * min(step / WARMUP, half_cosine)
@@ -361,7 +367,7 @@ def main() -> None:
     say = decoder(len(tokens))
     model, text = join(see, say), tokenizer(tokens)
     keep = partial(save, say, text, args.out)
-    train(model, text, seen, truth, args.epochs, args.minutes, keep)
+    train(model, text, seen, truth, Until(args.epochs, args.minutes), keep)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import Tensor
 
 import turbovlm
-from turbovlm.measure import compare
+from turbovlm.measure import Rounds, compare
 from turbovlm_workbench.compare.plan import BenchPlan
 from turbovlm_workbench.data.images import ImageFolder
 from turbovlm_workbench.report.tune import tune_lines, tune_table
@@ -107,7 +107,7 @@ def main() -> None:
     weights = args.data / "vit_tiny_augreg" / "vit_tiny_patch16_224.safetensors"
     task = load_task("timm:vit_tiny_patch16_224", weights)
     labelled = task.with_labels(mine.labels if args.labels else None)
-    timer = partial(compare, rounds=args.rounds, clock=args.clock)
+    timer = partial(compare, rounds=Rounds(args.rounds, clock=args.clock))
     found = tune(labelled, mine, Goal(args.max_loss), BenchPlan(args.batch), timer=timer)
     console = Console(width=160)
     console.print(tune_table(found))

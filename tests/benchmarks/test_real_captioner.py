@@ -106,7 +106,7 @@ def test_training_learns_and_keeps_the_best(
     seen = torch.randn(2, 18, 5, 32).half()
     truth = [["a dog runs", "a dog on grass"]] * 18
     kept: list[dict[str, float]] = []
-    parts.train(model, text, seen, truth, 20, 1.0, kept.append)
+    parts.train(model, text, seen, truth, parts.Until(20, 1.0), kept.append)
     # after a, dog is certain; both captions begin that way
     assert parts.captions(model, text, seen[0])[0].startswith("a dog")
     assert [k["cider"] for k in kept] == sorted({k["cider"] for k in kept})

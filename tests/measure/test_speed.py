@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 
 from turbovlm.errors import InputError
-from turbovlm.measure import Timing, Variant, compare, speed
+from turbovlm.measure import Rounds, Timing, Variant, compare, speed
 
 
 class Hands:
@@ -51,7 +51,7 @@ def hands(monkeypatch: pytest.MonkeyPatch) -> Hands:
 
 def test_only_the_run_is_timed(hands: Hands) -> None:
     variants = {"a": hands.variant("a", 2.0, enter=50.0), "b": hands.variant("b", 1.0)}
-    times = compare(variants, rounds=3, warmup=1)
+    times = compare(variants, Rounds(3, warmup=1))
     assert times["a"].seconds == (2.0, 2.0, 2.0)
     assert times["b"].median_s == 1.0
     assert list(times) == ["a", "b"]
@@ -60,7 +60,7 @@ def test_only_the_run_is_timed(hands: Hands) -> None:
 
 def test_every_round_runs_every_variant_in_its_context_and_orders_balance(hands: Hands) -> None:
     variants = {n: hands.variant(n, 1.0) for n in "abc"}
-    compare(variants, rounds=6, warmup=1)
+    compare(variants, Rounds(6, warmup=1))
     slots = [hands.log[i : i + 3] for i in range(0, len(hands.log), 3)]
     assert all(slot == [f"+{slot[1]}", slot[1], f"-{slot[1]}"] for slot in slots)
     rounds = ["".join(s[1] for s in slots[i : i + 3]) for i in range(3, len(slots), 3)]
@@ -70,7 +70,7 @@ def test_every_round_runs_every_variant_in_its_context_and_orders_balance(hands:
 
 def test_fast_variants_are_called_often_enough(hands: Hands) -> None:
     variants = {"slow": hands.variant("slow", 1.0), "fast": hands.variant("fast", 2**-7)}
-    times = compare(variants, rounds=2, warmup=1, slot_seconds=0.0625)
+    times = compare(variants, Rounds(2, warmup=1, slot_seconds=0.0625))
     assert times["slow"].calls == 1
     assert times["fast"].calls == 8
     assert times["fast"].median_s == 2**-7
@@ -78,19 +78,19 @@ def test_fast_variants_are_called_often_enough(hands: Hands) -> None:
 
 def test_the_cpu_clock_is_another_one(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed.time, "process_time", lambda: hands.now / 4)  # others got the rest
-    times = compare({"a": hands.variant("a", 1.0)}, rounds=2, clock="cpu")
+    times = compare({"a": hands.variant("a", 1.0)}, Rounds(2, clock="cpu"))
     assert times["a"].seconds == (0.25, 0.25)
 
 
 def test_warmup_and_settle_are_run_and_not_timed(hands: Hands) -> None:
-    times = compare({"a": hands.variant("a", 1.0)}, rounds=2, warmup=3, settle=2)
+    times = compare({"a": hands.variant("a", 1.0)}, Rounds(2, warmup=3, settle=2))
     assert hands.log.count("a") == 3 + 2 * (2 + 1)
     assert times["a"].seconds == (1.0, 1.0)
 
 
 def test_how_long_it_goes_on(hands: Hands) -> None:
     def rounds(**limits: float) -> int:
-        times = compare({"a": hands.variant("a", 1.0)}, rounds=5, warmup=1, **limits)  # pyright: ignore[reportArgumentType]
+        times = compare({"a": hands.variant("a", 1.0)}, Rounds(5, warmup=1, **limits))  # pyright: ignore[reportArgumentType]
         return len(times["a"].seconds)
 
     assert rounds() == 5
@@ -113,7 +113,7 @@ def test_a_context_is_left_when_the_run_fails() -> None:
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
-        compare({"a": Variant(fail, context)}, rounds=1)
+        compare({"a": Variant(fail, context)}, Rounds(1))
     assert left == ["left"]
 
 
@@ -148,7 +148,7 @@ def test_quartiles() -> None:
 def test_progress_tells_what_runs(hands: Hands) -> None:
     told: list[tuple[int, int, str]] = []
     variants = {"a": hands.variant("a", 1.0), "b": hands.variant("b", 1.0)}
-    compare(variants, rounds=1, progress=lambda *state: told.append(state))
+    compare(variants, Rounds(1), lambda *state: told.append(state))
     assert told == [(0, 1, "a"), (0, 1, "b"), (1, 1, "a"), (1, 1, "b")]
 
 
@@ -157,12 +157,12 @@ def test_nonsense_is_refused() -> None:
         compare({})
     for rounds, warmup, settle in ((0, 1, 0), (1, 0, 0), (1, 1, -1)):
         with pytest.raises(InputError, match="use at least"):
-            compare({"a": lambda: None}, rounds=rounds, warmup=warmup, settle=settle)
+            Rounds(rounds, warmup=warmup, settle=settle)
 
 
 def test_the_cpu_clock_cannot_time_an_accelerator() -> None:
     with pytest.raises(InputError, match="clock='wall'"):
-        compare({"a": lambda: None}, clock="cpu", device="cuda")
+        Rounds(clock="cpu", device="cuda")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no page fault counter there")
@@ -174,7 +174,7 @@ def test_page_faults_of_a_large_temporary_are_seen() -> None:
         with mmap.mmap(-1, size) as memory:
             memory[::page] = bytes(size // page)
 
-    times = compare({"large": large, "none": lambda: None}, rounds=3, slot_seconds=0)
+    times = compare({"large": large, "none": lambda: None}, Rounds(3, slot_seconds=0))
     assert times["large"].median_page_faults >= 32
     assert times["none"].median_page_faults < 32
 

@@ -4,11 +4,12 @@ from turbovlm.measure.environment import environment
 from turbovlm.measure.flops import Flops, flops
 from turbovlm.measure.memory import peak_memory
 from turbovlm.measure.model import throughput
-from turbovlm.measure.speed import Ratio, Timing, Variant, compare
+from turbovlm.measure.speed import Ratio, Rounds, Timing, Variant, compare
 
 __all__ = [
     "Flops",
     "Ratio",
+    "Rounds",
     "Timing",
     "Variant",
     "compare",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from turbovlm.errors import InputError
-from turbovlm.measure.speed import Variant, compare
+from turbovlm.measure.speed import Rounds, Variant, compare
 
 
 def throughput(
@@ -39,5 +39,5 @@ def throughput(
         with torch.inference_mode():
             return model(**parts) if isinstance(parts, Mapping) else model(*parts)
 
-    timing = compare({"model": Variant(run)}, rounds=rounds, device=first.device)["model"]
+    timing = compare({"model": Variant(run)}, Rounds(rounds, device=first.device))["model"]
     return timing.throughput(first.shape[0])

@@ -114,24 +114,12 @@ class Timing:
         return Ratio(median(ratios), *_median_interval(ratios))
 
 
-def compare(
-    variants: Mapping[str, Variant | Callable[[], object]],
-    *,
-    rounds: int = 10,
-    min_seconds: float = 0.0,
-    max_seconds: float = math.inf,
-    warmup: int = 2,
-    settle: int = 0,
-    slot_seconds: float = 0.02,
-    device: str | torch.device = "cpu",
-    clock: ClockKind = "wall",
-    progress: Progress | None = None,
-) -> dict[str, Timing]:
-    """Time the variants in interleaved rounds.
+@dataclass(frozen=True)
+class Rounds:
+    """How often, where and by which clock `compare` times.
 
     Args:
-        variants: what to time, by name. A bare callable is a variant without a context.
-        rounds: rounds to run at least (``max_seconds`` aside).
+        number: rounds to run at least (``max_seconds`` aside).
         min_seconds: go on for at least this long.
         max_seconds: begin no further round after this long; two rounds are run in any case.
         warmup: untimed calls of every variant before the first round, at least 1: it also
@@ -144,45 +132,76 @@ def compare(
             it hardly sees other jobs on the machine. With more threads it also counts the time
             in which they spin while they wait for each other, and on an accelerator it means
             nothing.
+
+    Raises:
+        InputError: for counts out of range, or the CPU clock on another device.
+    """
+
+    number: int = 10
+    min_seconds: float = 0.0
+    max_seconds: float = math.inf
+    warmup: int = 2
+    settle: int = 0
+    slot_seconds: float = 0.02
+    device: str | torch.device = "cpu"
+    clock: ClockKind = "wall"
+
+    def __post_init__(self) -> None:
+        if self.number < 1 or self.warmup < 1 or self.settle < 0:
+            raise InputError(
+                f"rounds={self.number}, warmup={self.warmup} and settle={self.settle} cannot be: "
+                "use at least 1, 1, 0"
+            )
+        on_cpu = torch.device(self.device).type == "cpu"
+        if self.clock not in ("wall", "cpu") or (self.clock == "cpu" and not on_cpu):
+            raise InputError(f"clock={self.clock!r} on {self.device} cannot be: use clock='wall'")
+
+
+TEN = Rounds()
+
+
+def compare(
+    variants: Mapping[str, Variant | Callable[[], object]],
+    rounds: Rounds = TEN,
+    progress: Progress | None = None,
+) -> dict[str, Timing]:
+    """Time the variants in interleaved rounds.
+
+    Args:
+        variants: what to time, by name. A bare callable is a variant without a context.
+        rounds: how often and where.
         progress: called as ``progress(round, rounds, name)`` before every slot.
 
     Returns:
         A `Timing` for every variant, in the given order, with the same number of rounds.
 
     Raises:
-        InputError: without variants, with counts out of range, or for the CPU clock on another
-            device.
+        InputError: without variants.
     """
     if not variants:
         raise InputError("there is nothing to time: give at least one variant")
-    if rounds < 1 or warmup < 1 or settle < 0:
-        raise InputError(
-            f"rounds={rounds}, warmup={warmup} and settle={settle} cannot be: use at least 1, 1, 0"
-        )
     todo = {n: v if isinstance(v, Variant) else Variant(v) for n, v in variants.items()}
-    if clock not in ("wall", "cpu") or (clock == "cpu" and torch.device(device).type != "cpu"):
-        raise InputError(f"clock={clock!r} on {device} cannot be: use clock='wall'")
-    timer = _Timer(torch.device(device), clock)
+    timer = _Timer(torch.device(rounds.device), rounds.clock)
     calls: dict[str, int] = {}
     for name, variant in todo.items():
         if progress:
-            progress(0, rounds, name)
+            progress(0, rounds.number, name)
         with variant.enter():
-            for _ in range(warmup - 1):
+            for _ in range(rounds.warmup - 1):
                 variant.run()
             once, _ = timer.slot(variant.run, 1)
-        calls[name] = max(1, min(1000, math.ceil(slot_seconds / max(once, 1e-7))))
+        calls[name] = max(1, min(1000, math.ceil(rounds.slot_seconds / max(once, 1e-7))))
     seconds: dict[str, list[float]] = {name: [] for name in todo}
     faults: dict[str, list[float]] = {name: [] for name in todo}
     start, done = time.perf_counter(), 0
-    while _go_on(done, rounds, time.perf_counter() - start, min_seconds, max_seconds):
+    while _go_on(done, rounds, time.perf_counter() - start):
         gc.collect()
         for name in _order(list(todo), done):
             if progress:
-                progress(done + 1, max(rounds, done + 1), name)
+                progress(done + 1, max(rounds.number, done + 1), name)
             variant = todo[name]
             with variant.enter():
-                for _ in range(settle):
+                for _ in range(rounds.settle):
                     variant.run()
                 second, fault = timer.slot(variant.run, calls[name])
             seconds[name].append(second)
@@ -229,10 +248,11 @@ def _page_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-def _go_on(done: int, rounds: int, spent: float, at_least: float, at_most: float) -> bool:
-    if done < 2 and done < rounds:
+def _go_on(done: int, rounds: Rounds, spent: float) -> bool:
+    if done < 2 and done < rounds.number:
         return True
-    return spent < at_most and (done < rounds or spent < at_least)
+    more = done < rounds.number or spent < rounds.min_seconds
+    return spent < rounds.max_seconds and more
 
 
 def _order(names: list[str], done: int) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from turbovlm.errors import ConfigError, ModelError
-from turbovlm.measure import Timing, compare, peak_memory
+from turbovlm.measure import Rounds, Timing, compare, peak_memory
 from turbovlm.plug.encoder.trace import Trace
 from turbovlm_workbench.compare.graph import captured
 from turbovlm_workbench.compare.limit import dropping
@@ -168,14 +168,9 @@ def _interleaved(
     def tell(done: int, rounds: int, name: str) -> None:
         progress(stage, max(0, next(slot, steps)), steps)
 
-    times = compare(
-        {str(number): call for number, call in enumerate(calls.values())},
-        rounds=plan.rounds,
-        max_seconds=plan.seconds,
-        warmup=1,
-        device=plan.device,
-        progress=tell,
-    )
+    rounds = Rounds(plan.rounds, max_seconds=plan.seconds, warmup=1, device=plan.device)
+    numbered = {str(number): call for number, call in enumerate(calls.values())}
+    times = compare(numbered, rounds, tell)
     return dict(zip(calls, times.values(), strict=True))
 
 

@@ -16,7 +16,7 @@ import turbovlm
 from turbovlm.config import MergeRestore
 from turbovlm.errors import ConfigError
 from turbovlm.measure import environment, flops
-from turbovlm.measure.speed import Ratio, Variant, compare
+from turbovlm.measure.speed import Ratio, Rounds, Variant, compare
 from turbovlm_workbench.generation.draw import Drawing, check_seed, draw_pictures
 from turbovlm_workbench.generation.pipeline import denoiser
 from turbovlm_workbench.load.loaded import UNMERGED
@@ -197,9 +197,8 @@ def compare_pictures(
         for key, merge in names.items()
     }
     with _watching(pipe) as steps:
-        times = compare(
-            variants, rounds=rounds, warmup=1, slot_seconds=0, device=pipe.device, progress=tell
-        )
+        often = Rounds(rounds, warmup=1, slot_seconds=0, device=pipe.device)
+        times = compare(variants, often, tell)
     before = brushes[UNMERGED].pictures
     sides = []
     for key, merge in names.items():

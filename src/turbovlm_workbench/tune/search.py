@@ -12,7 +12,7 @@ import turbovlm
 from turbovlm.config import Merge, VisualTokens
 from turbovlm.errors import ConfigError, ModelError
 from turbovlm.maths.speedup import merging_blocks
-from turbovlm.measure import Timing, compare
+from turbovlm.measure import Rounds, Timing, compare
 from turbovlm.measure.speed import Ratio
 from turbovlm_workbench.compare.plan import BenchPlan, Progress
 from turbovlm_workbench.compare.titles import title_of
@@ -276,7 +276,7 @@ class Search:
 
         if self.timer is None:
             times: Mapping[str, Timing] = compare(
-                runs, rounds=rounds, warmup=1, device=self.plan.device, progress=tell
+                runs, Rounds(rounds, warmup=1, device=self.plan.device), tell
             )
         else:
             times = self.timer(runs)

@@ -31,11 +31,11 @@ def dropping(plain: nn.Module, merged: nn.Module, trace: Trace) -> nn.Module | N
         trace: of its only encoder that merges.
 
     Returns:
-        ``plain``; None where its blocks get tables along the tokens, which would not follow, or
-        several encoders merge.
+        ``plain``; None where its blocks get tables along the tokens, which would not follow, where
+        images share a sequence, or several encoders merge.
     """
     towers = survey(plain, hosts.rows(), hosts.REFUSALS).patched
-    if len(towers) != 1 or towers[0].row.follow:
+    if len(towers) != 1 or towers[0].row.follow or towers[0].row.packed is not None:
         return None
     tower = towers[0]
     facts: TowerFacts = site_of(merged.get_submodule(tower.name)).patch.facts

@@ -77,14 +77,17 @@ def allocate(costs: Mapping[int, float], share: float, stack: Stack) -> tuple[in
     rs = (0,) * stack.depth
     while stack.saved(rs) < share:
         worth: dict[int, float] = {}
+        grown: dict[int, int] = {}
         for block, taken in steps.items():
-            if taken < STEPS // 2:
-                more = stack.shares({**steps, block: taken + 1})
-                moved = max(costs[block], floor) * ((taken + 1) ** COMPOUND - taken**COMPOUND)
-                worth[block] = (stack.saved(more) - stack.saved(rs)) / moved
+            more = next_step(stack, steps, block)
+            if more is not None:
+                moved = max(costs[block], floor) * (more**COMPOUND - taken**COMPOUND)
+                gained = stack.saved(stack.shares({**steps, block: more})) - stack.saved(rs)
+                grown[block], worth[block] = more, gained / moved
         if not worth:
             break
-        steps[max(worth, key=lambda block: worth[block])] += 1
+        best = max(worth, key=lambda block: worth[block])
+        steps[best] = grown[best]
         rs = stack.shares(steps)
     alone = {
         block: stack.saved(rs) - stack.saved((*rs[:block], 0, *rs[block + 1 :])) for block in costs
@@ -95,6 +98,16 @@ def allocate(costs: Mapping[int, float], share: float, stack: Stack) -> tuple[in
         fewer = allocate(rest, share, stack)
         return fewer if stack.saved(fewer) >= share else rs
     return rs
+
+
+def next_step(stack: Stack, steps: Mapping[int, int], block: int) -> int | None:
+    """The next larger step of a block that removes one more token there, if half allows one.
+
+    Of fewer than 100 tokens a single step can be less than one.
+    """
+    now = stack.shares(steps)[block]
+    more = range(steps[block] + 1, STEPS // 2 + 1)
+    return next((n for n in more if stack.shares({**steps, block: n})[block] > now), None)
 
 
 def one_share(share: float, blocks: tuple[int, ...], stack: Stack) -> tuple[int, ...]:

@@ -51,6 +51,14 @@ def test_more_than_half_never_goes() -> None:
     assert rs == (98, *[0] * 11)
 
 
+def test_few_tokens_are_spread_over_blocks_too() -> None:
+    """A hundredth of 49 tokens is less than one."""
+    small = Stack(depth=6, tokens=50, prefix=1)
+    rs = allocate(dict.fromkeys(range(5), 1.0), 0.2, small)
+    assert small.saved(rs) >= 0.2
+    assert sum(map(bool, rs)) > 2
+
+
 def test_the_papers_schedule() -> None:
     assert even(0.25, VIT) == (8,) * 12  # r=8 saves 25.04 %
     assert VIT.saved((7,) * 12) < 0.25 <= VIT.saved((8,) * 12)

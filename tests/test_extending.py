@@ -1,4 +1,4 @@
-"""What another package can add: an encoder, a score and a reducer, each used for real.
+"""What another package can add: an encoder, a score, a selector and a reducer, each used for real.
 
 Tasks and metrics have theirs beside the workbench's registries.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,11 +21,14 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 import turbovlm
+from tests.language.build import IMAGE
+from tests.language.zoo import LLAVA
 from tests.workbench import build
 from turbovlm import hosts, reducers
-from turbovlm.config import Merge, MergeRestore, Setting
+from turbovlm.config import Merge, MergeRestore, Setting, VisualTokens
 from turbovlm.errors import ConfigError, UnknownArchitecture
 from turbovlm.maths import score as scores
+from turbovlm.maths import selectors
 from turbovlm.maths.score import Context
 from turbovlm.plug.reducer import Reducer
 from turbovlm.plug.state import Patch
@@ -34,11 +37,16 @@ from turbovlm_workbench.cli.app import run_command
 
 
 @pytest.fixture(autouse=True)
-def registries(monkeypatch: pytest.MonkeyPatch) -> None:
+def registries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test registers is gone after it."""
     monkeypatch.setattr(scores, "_SCORES", dict(scores._SCORES))
     monkeypatch.setattr(reducers, "_REDUCERS", dict(reducers._REDUCERS))
     monkeypatch.setattr(hosts, "_registered", list(hosts._registered))
+    # read under this name by the configuration too, so that the table itself is put back
+    before = dict(selectors.SELECTORS)
+    yield
+    selectors.SELECTORS.clear()
+    selectors.SELECTORS.update(before)
 
 
 # An encoder that no table knows.
@@ -137,6 +145,30 @@ def test_a_score_adds_a_method_of_merge() -> None:
         Merge(r=16, method="keep_first", alpha=1.0)
     with pytest.raises(ConfigError, match="exists already"):
         turbovlm.score("turbo")(keep_first)
+
+
+@torch.no_grad()
+def test_a_selector_adds_a_method_of_visual_tokens() -> None:
+    with pytest.raises(ConfigError, match="method must be one of turbo"):
+        VisualTokens(keep=4, method="keep_last")
+
+    @turbovlm.selector("keep_last")
+    def keep_last(tokens: selectors.Candidates, keep: int) -> Tensor:
+        images, count, _ = tokens.unit.shape
+        return torch.arange(float(count)).expand(images, -1)
+
+    config = VisualTokens(keep=4, method="keep_last")
+    assert VisualTokens.from_dict(config.to_dict()) == config
+    model: Any = LLAVA.build()
+    ids = torch.tensor([[IMAGE] * 36 + [7] * 3])
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **LLAVA.pixels((1,))}
+    with turbovlm.applied(model, config) as run:
+        logits = model(**given).logits
+        assert run.visual.images[0].kept.tolist() == [32, 33, 34, 35]
+    with turbovlm.applied(model, VisualTokens(keep=4)):
+        assert not torch.equal(logits, model(**given).logits)
+    with pytest.raises(ConfigError, match="exists already"):
+        turbovlm.selector("turbo")(keep_last)
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from turbovlm.hosts import register
     from turbovlm.kernels import use_kernels
     from turbovlm.maths.score import score
+    from turbovlm.maths.selectors import selector
     from turbovlm.measure import flops, throughput
     from turbovlm.plug.denoiser.row import Denoiser
     from turbovlm.plug.encoder.row import Row
@@ -46,6 +47,7 @@ _HOME = {
     "register_reducer": "reducers",
     "remove": "api",
     "score": "maths.score",
+    "selector": "maths.selectors",
     "throughput": "measure",
     "unfuse_attention": "plug.fuse",
     "use_kernels": "kernels",
@@ -67,6 +69,7 @@ __all__ = [
     "register_reducer",
     "remove",
     "score",
+    "selector",
     "throughput",
     "unfuse_attention",
     "use_kernels",

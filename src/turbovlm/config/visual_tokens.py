@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from turbovlm.config.base import Setting, as_count, as_number, check_choices, check_flag
 from turbovlm.errors import ConfigError
-
-Selector = Literal["turbo", "divprune", "norm", "uniform", "random"]
-
-SELECTORS = ("turbo", "divprune", "norm", "uniform", "random")
+from turbovlm.maths.selectors import SELECTORS
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,7 +24,8 @@ class VisualTokens(Setting):
             tokens of the image, each with the kept one nearest to it, reaches this. In (0, 1].
         method: ``"turbo"`` covers the image: greedy facility location on the projected features.
             The others are baselines: ``"divprune"`` (largest minimal distance), ``"norm"`` (the
-            longest features), ``"uniform"`` (evenly spaced in the picture), ``"random"``.
+            longest features), ``"uniform"`` (evenly spaced in the picture), ``"random"``; and any
+            that `turbovlm.selector` added.
         merge: a dropped token is averaged into the kept one that is most similar to it, where
             the two are similar (`turbovlm.maths.select.MERGE_SIMILARITY`). False only drops.
         floor: no cell of a coarse grid laid over the picture, and no frame of a video, loses all
@@ -42,13 +40,13 @@ class VisualTokens(Setting):
 
     keep: float | int | None = None
     coverage: float | None = None
-    method: Selector = "turbo"
+    method: str = "turbo"
     merge: bool = True
     floor: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_choices(self, {"method": SELECTORS})
+        check_choices(self, {"method": tuple(SELECTORS)})
         self._set("seed", as_count("seed", self.seed))
         for name in ("merge", "floor"):
             check_flag(name, getattr(self, name))

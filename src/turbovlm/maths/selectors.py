@@ -1,4 +1,5 @@
-"""The criteria by which tokens can be chosen, by name. All but ``"turbo"`` are baselines."""
+"""The criteria by which tokens can be chosen, by name. All but ``"turbo"`` are baselines;
+`selector` adds one."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from turbovlm.errors import ConfigError
 from turbovlm.maths.leaves import leaf_gains
 
 
@@ -26,6 +28,9 @@ class Candidates:
     features: Tensor
     place: Tensor | None
     seed: int
+
+
+SelectorFunction = Callable[[Candidates, int], Tensor]
 
 
 def cover(tokens: Candidates, keep: int) -> Tensor:
@@ -85,10 +90,32 @@ def spread(distance: Tensor, keep: int) -> Tensor:
     return scores
 
 
-SELECTORS: dict[str, Callable[[Candidates, int], Tensor]] = {
+SELECTORS: dict[str, SelectorFunction] = {
     "turbo": cover,
     "divprune": divprune,
     "norm": norm,
     "uniform": uniform,
     "random": random,
 }
+
+
+def selector(name: str) -> Callable[[SelectorFunction], SelectorFunction]:
+    """Add a criterion, so that ``VisualTokens(method=name)`` works in every setting.
+
+    The function is given the `Candidates` and how many of them stay, and returns a score for each,
+    ``(I, n)``: the highest stay.
+
+    Args:
+        name: not yet taken.
+
+    Raises:
+        ConfigError: if the name is taken.
+    """
+    if name in SELECTORS:
+        raise ConfigError(f"a selector {name!r} exists already: choose another name")
+
+    def add(function: SelectorFunction) -> SelectorFunction:
+        SELECTORS[name] = function
+        return function
+
+    return add

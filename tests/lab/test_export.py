@@ -14,6 +14,7 @@ from tests.lab.test_pairs import true
 from turbovlm.errors import InputError
 from turbovlm_lab import grammar
 from turbovlm_lab.export import export, main
+from turbovlm_lab.lettering import worded_scene
 from turbovlm_lab.questions import ask
 from turbovlm_lab.scenes import layout, scene, seed_of_split
 
@@ -108,3 +109,21 @@ def test_too_few_scenes_are_refused_before_anything_is_written(tmp_path: Path) -
     with pytest.raises(InputError, match="at least 8"):
         export(tmp_path / "new", 7)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_words_are_printed_and_asked_for(tmp_path: Path) -> None:
+    main([str(tmp_path / "new"), "--scenes", "8", "--split", "validation", "--words"])
+    given = load(tmp_path / "new" / "vqa_annotations.json")["annotations"]
+    said = {
+        a["image_id"]: a["multiple_choice_answer"] for a in given if a["question_type"] == "word"
+    }
+    assert len(said) == 8
+    ids = [a["question_id"] for a in given]
+    assert len(set(ids)) == len(ids)
+    for index in range(8):
+        drawn = worded_scene(seed_of_split("validation", index))
+        written = np.asarray(Image.open(tmp_path / "new" / f"{index:012d}.png"))
+        np.testing.assert_array_equal(written, drawn.image)
+        assert said[index] == (drawn.word.text if drawn.word else "none")
+    assert "none" in said.values()
+    assert len(set(said.values())) > 4

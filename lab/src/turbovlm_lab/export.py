@@ -21,6 +21,7 @@ from rich.progress import Progress
 from turbovlm.errors import InputError, TurboError
 from turbovlm_lab import options
 from turbovlm_lab.grammar import describe
+from turbovlm_lab.lettering import word_question, worded_scene
 from turbovlm_lab.pairs import FEWEST_SCENES, group
 from turbovlm_lab.questions import ask
 from turbovlm_lab.scenes import Object, layout, scene, seed_of_split
@@ -36,6 +37,8 @@ def export(
     scenes: int,
     name: str = "test",
     report: Callable[[float], None] = lambda _: None,
+    *,
+    words: bool = False,
 ) -> None:
     """Write the first ``scenes`` scenes of a split, and all that is asked and said about them.
 
@@ -44,6 +47,7 @@ def export(
         scenes: how many, at least 8.
         name: of the split: test, validation or train.
         report: called with the share done.
+        words: print a word into most of the scenes, and ask for it. Pairs are without.
 
     Raises:
         InputError: if the folder has content, or for fewer scenes.
@@ -55,19 +59,25 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     seeds = [seed_of_split(name, index) for index in range(scenes)]
     objects = [layout(seed) for seed in seeds]
+    asked = [[question[:3] for question in ask(o, s)] for o, s in zip(objects, seeds, strict=True)]
     statements = list(_statements(objects))
-    files = [(_file(index), seed) for index, seed in enumerate(seeds)]
-    files += [(file, seeds[place]) for *_, both in statements for file, place in both]
-    for done, (file, seed) in enumerate(files, start=1):
+    pairs = [(file, seeds[place]) for *_, both in statements for file, place in both]
+    for index, seed in enumerate(seeds):
+        drawn = worded_scene(seed) if words else scene(seed)
+        Image.fromarray(drawn.image).save(folder / _file(index), compress_level=1)
+        if words:
+            asked[index].append(word_question(drawn.word))
+        report((index + 1) / (scenes + len(pairs)))
+    for index, (file, seed) in enumerate(pairs, start=1):
         Image.fromarray(scene(seed).image).save(folder / file, compress_level=1)
-        report(done / len(files))
+        report((scenes + index) / (scenes + len(pairs)))
     captions = [describe(items) for items in objects]
     _json(folder / "captions.json", _coco(captions))
     _lines(
         folder / "captions.jsonl",
         ({"image": _file(i), "captions": [text]} for i, text in enumerate(captions)),
     )
-    questions, annotations = _vqa(objects, seeds)
+    questions, annotations = _vqa(asked)
     _json(folder / "vqa_questions.json", questions)
     _json(folder / "vqa_annotations.json", annotations)
     _lines(
@@ -91,23 +101,24 @@ def _coco(captions: Sequence[str]) -> dict[str, Any]:
 
 
 def _vqa(
-    objects: Sequence[Sequence[Object]], seeds: Sequence[int]
+    asked: Sequence[Sequence[tuple[str, str, str]]],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
+    """From text, answer and topic of the questions about each scene."""
     questions, annotations = [], []
-    for index, (items, seed) in enumerate(zip(objects, seeds, strict=True)):
-        for number, question in enumerate(ask(items, seed)):
+    for index, some in enumerate(asked):
+        for number, (text, answer, topic) in enumerate(some):
             ids = {"image_id": index, "question_id": index * 10 + number}
-            questions.append({**ids, "question": question.text})
+            questions.append({**ids, "question": text})
             answers = [
-                {"answer": question.answer, "answer_confidence": "yes", "answer_id": n}
+                {"answer": answer, "answer_confidence": "yes", "answer_id": n}
                 for n in range(1, ANNOTATORS + 1)
             ]
             annotations.append(
                 {
                     **ids,
-                    "question_type": question.topic,
-                    "answer_type": _TYPES.get(question.topic, "other"),
-                    "multiple_choice_answer": question.answer,
+                    "question_type": topic,
+                    "answer_type": _TYPES.get(topic, "other"),
+                    "multiple_choice_answer": answer,
                     "answers": answers,
                 }
             )
@@ -145,6 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="new, or empty")
     parser.add_argument("--scenes", type=options.positive_count, default=500, help="how many")
     parser.add_argument("--split", default="test", choices=("test", "validation", "train"))
+    parser.add_argument(
+        "--words", action="store_true", help="print words into the scenes, and ask for them"
+    )
     given = parser.parse_args(arguments)
     try:
         with Progress() as bar:
@@ -154,6 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 given.scenes,
                 given.split,
                 lambda done: bar.update(task, completed=done),
+                words=given.words,
             )
     except TurboError as error:
         sys.exit(f"error: {error}")

@@ -43,7 +43,7 @@ POSITIONS = (
 )
 BACKGROUNDS = ("stripes", "checker", "gradient", "blotches")
 
-_CELL_EDGES = (0, 75, 149, SIDE)  # three columns (and rows) of 75, 74 and 75 pixels
+CELL_EDGES = (0, 75, 149, SIDE)  # three columns (and rows) of 75, 74 and 75 pixels
 _SPLIT_SEEDS = {"train": 0, "validation": 1_000_000_000, "test": 2_000_000_000}
 _SPLIT_LENGTH = 1_000_000_000
 
@@ -86,13 +86,28 @@ class Object:
         return POSITIONS[self.row * GRID + self.column]
 
 
+@dataclass(frozen=True)
+class Word:
+    """Capital letters printed into a scene: ``left`` and ``top`` are of the first, in pixels."""
+
+    text: str
+    row: int
+    column: int
+    left: int
+    top: int
+
+
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A rendered scene: ``image`` is uint8 (224, 224, 3) RGB, ``objects`` in reading order."""
+    """A rendered scene: ``image`` is uint8 (224, 224, 3) RGB, ``objects`` in reading order.
+
+    ``word`` is None unless `turbovlm_lab.lettering.worded_scene` printed one.
+    """
 
     seed: int
     image: NDArray[np.uint8]
     objects: tuple[Object, ...]
+    word: Word | None = None
 
     @property
     def caption(self) -> str:
@@ -183,8 +198,8 @@ def _draw_objects(rng: RandomState) -> tuple[Object, ...]:
         colour = tuple(COLOURS)[draw_integer(rng, 0, len(COLOURS))]
         low, high = SIZE_PIXELS[size]
         side = draw_integer(rng, low, high + 1)
-        left = draw_integer(rng, _CELL_EDGES[column] + 2, _CELL_EDGES[column + 1] - side - 1)
-        top = draw_integer(rng, _CELL_EDGES[row] + 2, _CELL_EDGES[row + 1] - side - 1)
+        left = draw_integer(rng, CELL_EDGES[column] + 2, CELL_EDGES[column + 1] - side - 1)
+        top = draw_integer(rng, CELL_EDGES[row] + 2, CELL_EDGES[row + 1] - side - 1)
         objects.append(Object(shape, colour, size, row, column, left, top, side))
     return tuple(objects)
 

@@ -132,7 +132,7 @@ def test_all_weights_are_small_safetensors_with_a_record() -> None:
     painting = [path for path in files if path.is_relative_to(painter.WEIGHTS)]
     # what reads images has one budget, what draws them its own
     assert sum(path.stat().st_size for path in painting) <= 20_000_000
-    assert sum(path.stat().st_size for path in files if path not in painting) <= 25_000_000
+    assert sum(path.stat().st_size for path in files if path not in painting) <= 40_000_000
     assert not {path.suffix for path in files} & {".bin", ".pt", ".pkl"}
     for head in heads.HEADS:
         record = json.loads((captioner.WEIGHTS / head / "training.json").read_text())

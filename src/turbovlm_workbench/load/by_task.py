@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from turbovlm.errors import ConfigError, ModelError, require
 from turbovlm_workbench.load import answering, matching
 from turbovlm_workbench.load.image_text import ImageTextModel
-from turbovlm_workbench.load.lab import lab_head
+from turbovlm_workbench.load.lab import lab_answers, lab_head
 from turbovlm_workbench.load.open_clip import open_clip_parts
 from turbovlm_workbench.load.prepare import processor_prepare
 from turbovlm_workbench.load.prompted import answers_prompts, load_prompted_answers
@@ -39,6 +39,7 @@ ANSWERING_MODELS: Mapping[str, type[answering.AnsweringModel]] = {
 }
 STATEMENT_MODELS: Mapping[str, type[StatementModel]] = {"BlipForNlvr": StatementModel}
 LAB, OPEN_CLIP = "lab:", "open_clip:"
+LAB_VLM = "lab:vlm"
 
 
 @keeps_random_state
@@ -71,15 +72,18 @@ def load_answering(name: str) -> answering.AnsweringModel:
     """A model for visual question answering, in evaluation mode, float32, on the CPU.
 
     Args:
-        name: ``lab:vqa``, a local folder or a hub id of `ANSWERING_MODELS`, or of a model that
-            answers a prompt about an image.
+        name: ``lab:vqa``, ``lab:vlm``, a local folder or a hub id of `ANSWERING_MODELS`, or of a
+            model that answers a prompt about an image.
 
     Raises:
         ModelError, MissingExtra: as `load_matching`.
     """
+    if name == LAB_VLM and not Path(name).is_dir():
+        require("transformers", "hf")
+        return lab_answers()
     if not name.startswith(LAB) and answers_prompts(name):
         return load_prompted_answers(name)
-    return _load(name, ANSWERING_MODELS, "visual question answering", "lab:vqa")
+    return _load(name, ANSWERING_MODELS, "visual question answering", "lab:vqa, lab:vlm")
 
 
 @keeps_random_state

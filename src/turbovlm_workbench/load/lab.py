@@ -9,8 +9,10 @@ from typing import Any
 from turbovlm.errors import ConfigError, MissingExtra, ModelError
 from turbovlm_workbench.load.loaded import Captioner
 from turbovlm_workbench.load.prepare import processor_prepare
+from turbovlm_workbench.load.prompted import PromptedAnswers, PromptedCaptioner, Prompts
 
 LAB = "turbovlm_lab"
+CAPTIONERS = ("captioner", "vlm")
 
 
 class MissingLab(MissingExtra):
@@ -36,31 +38,34 @@ def require_lab() -> None:
 
 
 def lab_captioner(name: str, weights: Path | None, *, beams: int = 1) -> Captioner:
-    """The built-in captioner.
+    """A built-in model that writes captions: ``captioner``, or ``vlm``.
 
     Raises:
         ModelError: for another name, or if the lab came without its weights.
         ConfigError: for weights of one's own.
         MissingExtra: if the lab or transformers is not installed.
     """
-    if name != "captioner":
+    if name not in CAPTIONERS:
         raise ModelError(
-            f"lab:{name} writes no captions: lab:captioner does; turbovlm eval knows lab:vqa, "
-            "lab:retrieval and lab:nlvr"
+            f"lab:{name} writes no captions: lab:captioner and lab:vlm do; turbovlm eval knows "
+            "lab:vqa, lab:retrieval and lab:nlvr"
         )
     if weights is not None:
-        raise ConfigError("lab:captioner brings its own weights: leave --weights out")
+        raise ConfigError(f"lab:{name} brings its own weights: leave --weights out")
     require_lab()
-    from turbovlm_lab import captioner
+    from turbovlm_lab import captioner, vlm
 
-    model, processor = captioner.load_captioner()
-    return Captioner(
+    model, processor = vlm.load_vlm() if name == "vlm" else captioner.load_captioner()
+    made = Captioner(
         model,
         processor_prepare(processor.image_processor),
-        "lab:captioner",
+        f"lab:{name}",
         decode=lambda ids: processor.batch_decode(ids, skip_special_tokens=True),
         options={"max_new_tokens": captioner.CAPTION_TOKENS, "num_beams": beams},
     )
+    if name != "vlm":
+        return made
+    return PromptedCaptioner(**vars(made), prompts=Prompts(processor), instruction=vlm.DESCRIBE)
 
 
 def lab_head(name: str) -> tuple[Any, Any]:
@@ -74,6 +79,21 @@ def lab_head(name: str) -> tuple[Any, Any]:
     from turbovlm_lab import heads
 
     return heads.load_head(name)
+
+
+def lab_answers() -> PromptedAnswers:
+    """The built-in vision-language model, a small LLaVA, for questions in small letters.
+
+    Raises:
+        ModelError: if the lab came without its weights.
+        MissingExtra: if the lab or transformers is not installed.
+    """
+    require_lab()
+    from turbovlm_lab import vlm
+
+    model, processor = vlm.load_vlm()
+    prepare, prompts = processor_prepare(processor.image_processor), Prompts(processor)
+    return PromptedAnswers(model, prepare, "lab:vlm", processor.tokenizer, prompts, "{}")
 
 
 def lab_painter() -> Any:

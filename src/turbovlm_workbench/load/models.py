@@ -25,7 +25,7 @@ def load_model(
 
     Args:
         name: ``timm:NAME``, ``torchvision:NAME``, ``open_clip:NAME``, a local folder, or a hub id
-            of a transformers model; ``lab:captioner`` is built in.
+            of a transformers model; ``lab:captioner`` and ``lab:vlm`` are built in.
         weights: of one of those libraries, a local checkpoint to load instead of the published
             one.
         beams: of a captioner's beam search; 1 is greedy. None is `BEAMS`, and greedy for a model
@@ -42,7 +42,7 @@ def load_model(
     library, _, short = name.partition(":")
     if library == "lab":
         path = None if weights is None else Path(weights)
-        return lab_captioner(short, path, beams=beams or BEAMS)
+        return lab_captioner(short, path, beams=beams or (1 if short == "vlm" else BEAMS))
     if library in LIBRARIES and not Path(name).is_dir():
         return LIBRARIES[library](short, None if weights is None else Path(weights))
     if weights is not None:

@@ -91,15 +91,17 @@ class PromptedAnswers(AnsweringModel):
 
     Args:
         prompts: instructions to inputs.
+        instruction: what is asked, with ``{}`` for the question.
     """
 
     prompts: Prompts
+    instruction: str = SHORT_ANSWER
 
     OPTIONS = {"max_new_tokens": ANSWER_TOKENS}
 
     def answer(self, pixels: Tensor, questions: Sequence[str]) -> list[str]:
         """See `AnsweringModel.answer`."""
-        inputs = self.prompts([SHORT_ANSWER.format(question) for question in questions])
+        inputs = self.prompts([self.instruction.format(question) for question in questions])
         return self.words(answer_ids(self.model, pixels, inputs, self.OPTIONS))
 
 

@@ -126,6 +126,7 @@ def test_the_workbench_reaches_for_the_lab_in_one_place_and_its_demonstrations()
         "load/lab.py",
         "demo/captioner.py",
         "demo/painter.py",
+        "demo/vlm.py",
     }
 
 

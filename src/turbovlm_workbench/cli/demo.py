@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 PAGE, PAINTED = Path("turbovlm-demo.html"), Path("turbovlm-demo-generate.html")
+ASKED = Path("turbovlm-demo-vlm.html")
 ROUNDS, SECONDS, BATCH = 8, 30.0, 32
 
 
@@ -15,10 +16,13 @@ def demo_command(
     generate: Annotated[
         bool, typer.Option("--generate", help="Draw pictures from captions instead.")
     ] = False,
+    vlm: Annotated[
+        bool, typer.Option("--vlm", help="Ask about pictures with fewer visual tokens instead.")
+    ] = False,
     html: Annotated[
         Path | None,
         typer.Option(
-            help=f"The page to write (default: {PAGE}, with --generate {PAINTED}).", metavar="FILE"
+            help=f"The page to write (default: {PAGE}, {PAINTED} or {ASKED}).", metavar="FILE"
         ),
     ] = None,
     json: Annotated[
@@ -27,12 +31,17 @@ def demo_command(
 ) -> None:
     """Show on the built-in captioner what merging gains and costs on this machine.
 
-    With --generate on the built-in painter. No download, under two minutes on two cores. Example:
+    With --generate on the built-in painter, with --vlm on the built-in vision-language model. No
+    download, under two minutes on two cores. Example:
 
       turbovlm demo --html demo.html
 
       turbovlm demo --generate
+
+      turbovlm demo --vlm
     """
+    if generate and vlm:
+        raise typer.BadParameter("--generate and --vlm are two demonstrations: give one of them")
     from turbovlm.errors import require
     from turbovlm_workbench.cli.output import check_outputs
     from turbovlm_workbench.load.lab import require_lab
@@ -40,9 +49,9 @@ def demo_command(
     require_lab()
     require("matplotlib", "report")
     require("jinja2", "report")
-    html = html or (PAINTED if generate else PAGE)
+    html = html or (PAINTED if generate else ASKED if vlm else PAGE)
     check_outputs({"--html": html, "--json": json})
-    (_paint if generate else _caption)(html, json)
+    (_paint if generate else _ask if vlm else _caption)(html, json)
 
 
 def _caption(html: Path, json: Path | None) -> None:
@@ -124,5 +133,30 @@ def _paint(html: Path, json: Path | None) -> None:
             f"drawn right, as the built-in captioner reads the pictures: {right}",
             picture_verdict(drawn),
         ),
+        page,
+    )
+
+
+def _ask(html: Path, json: Path | None) -> None:
+    from turbovlm_workbench.cli.output import (
+        deliver,
+        print_parts,
+        progress_bar,
+        write_file,
+        write_json,
+    )
+    from turbovlm_workbench.demo.vlm import vlm_demo
+    from turbovlm_workbench.report.vlm import vlm_notes, vlm_page, vlm_table
+
+    with progress_bar() as progress:
+        shown = vlm_demo(progress)
+
+    def page() -> None:
+        write_file(html, vlm_page(shown, "turbovlm: a small vision-language model, fewer tokens"))
+        print_parts(f"page: {html}")
+
+    deliver(
+        lambda: write_json(shown.to_dict(), json),
+        lambda: print_parts(vlm_table(shown), "\n".join(vlm_notes(shown))),
         page,
     )

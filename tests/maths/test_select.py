@@ -68,6 +68,13 @@ def test_leaves_cover_as_well_as_exact_greedy(tokens: int, keep: int, seed: int)
     assert best - ours < 0.5 * (best - random)
 
 
+def test_images_of_up_to_256_tokens_are_chosen_by_exact_greedy() -> None:
+    x = picture(196, 16, 3)
+    unit = select.unit_features(x)
+    assert chosen(x, 22).kept[0].tolist() == sorted(literal_greedy(unit[0], 22))
+    assert leaves._depth(256, 64) == 0 < leaves._depth(257, 64)
+
+
 def test_greedy_gains_are_those_of_the_definition() -> None:
     # three tokens: the first covers itself and half of the second
     similarity = torch.tensor([[[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]]])

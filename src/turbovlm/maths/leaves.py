@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+EXACT_TOKENS = 256
+"""Images of at most this many tokens are one leaf, in which greedy is exact: hardly slower there,
+and measurably better (docs/notes/tokens.md)."""
 LEAF_TOKENS = 48
 """Leaves are halved until they are this small: the passes get shorter, and more of the redundancy
 between leaves goes unseen."""
@@ -107,6 +110,8 @@ def tree(unit: Tensor, depth: int) -> Tensor:
 
 def _depth(tokens: int, keep: int) -> int:
     depth = 0
+    if tokens <= EXACT_TOKENS:
+        return depth
     while tokens / 2 ** (depth + 1) >= LEAF_TOKENS and keep / 2 ** (depth + 1) >= LEAF_KEPT:
         depth += 1
     return depth

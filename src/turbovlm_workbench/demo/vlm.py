@@ -17,7 +17,7 @@ from turbovlm.measure import Ratio, Timing, Variant, compare, environment
 from turbovlm_lab.lettering import WORD_QUESTION, worded_scene
 from turbovlm_lab.scenes import Scene, seed_of_split
 from turbovlm_lab.telling import Told, exam
-from turbovlm_workbench.compare.bench import Progress
+from turbovlm_workbench.compare.plan import Progress
 from turbovlm_workbench.load.answering import AnsweringModel
 from turbovlm_workbench.load.by_task import LAB_VLM, load_answering
 

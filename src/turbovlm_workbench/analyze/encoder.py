@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,14 @@ class Analysis:
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         data["config"] = None if self.config is None else self.config.to_dict()
         sides = {n: [dataclasses.asdict(b) for b in s] for n, s in self.sides.items()}
-        return {"kind": "analyze", **data, "sides": sides, "environment": dict(self.environment)}
+        return {**data, "sides": sides, "environment": dict(self.environment)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`."""
+        config = None if data["config"] is None else Merge.from_dict(data["config"])
+        sides = {n: tuple(BlockNumbers(**b) for b in s) for n, s in data["sides"].items()}
+        return cls(**{**data, "config": config, "sides": sides})
 
 
 def analyze_encoder(

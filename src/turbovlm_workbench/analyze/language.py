@@ -6,19 +6,21 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from turbovlm.errors import InputError, UnknownArchitecture
+from turbovlm.errors import InputError, UnknownArchitecture, UnsuitableBlock
 from turbovlm.hosts.language import REFUSALS, ROWS
 from turbovlm.maths.score import semantic_value
 from turbovlm.measure import environment
 from turbovlm.plug.attention import row_logits
 from turbovlm.plug.language.apply import find, placeholders
+from turbovlm.plug.names import bind
+from turbovlm.plug.swap import parameters_of, plain_class
 from turbovlm_workbench.analyze.numbers import attention_concentration, token_redundancy
 
 
@@ -62,11 +64,26 @@ class LanguageAnalysis:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {"kind": "analyze language", **dataclasses.asdict(self)}
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`."""
+        layers = tuple(LayerNumbers(**layer) for layer in data["layers"])
+        return cls(**{**data, "layers": layers})
+
+
+def has_visual_tokens(model: nn.Module) -> bool:
+    """Whether `analyze_language` knows the model."""
+    try:
+        find(model, ROWS, REFUSALS)
+    except (UnknownArchitecture, UnsuitableBlock):
+        return False
+    return True
 
 
 def analyze_language(
-    model: nn.Module, prompts: Iterable[Mapping[str, Any]], name: str = ""
+    model: nn.Module, forward: Callable[[Any], object], batches: Iterable[Any], name: str = ""
 ) -> LanguageAnalysis:
     """Look at the visual tokens in every layer of a vision-language model's language model.
 
@@ -75,49 +92,104 @@ def analyze_language(
 
     Args:
         model: one that `turbovlm.VisualTokens` knows, unpatched, in evaluation mode.
-        prompts: what the model takes, ``input_ids`` and pixels among it; a batch is padded on the
-            left.
+        forward: runs it on one batch, by a forward or by ``generate``; prompts that are padded are
+            padded on the left.
+        batches: of whatever ``forward`` takes.
         name: what to call the model.
 
     Raises:
-        InputError: without a prompt, or for one without visual tokens.
+        InputError: without a batch, or where no prompt holds a visual token.
         UnknownArchitecture: if no row knows the model.
         UnsuitableBlock: if it is refused, with the reason.
     """
     outer, row = find(model, ROWS, REFUSALS)
     language = getattr(outer, row.language)
-    marks = list(placeholders(outer, row).values())
+    prompt = _Prompt(outer, list(placeholders(outer, row).values()))
     layers = _layers(language)
-    found: list[_Layer] = [_Layer() for _ in layers]
-    counts: list[Tensor] = []
-    for prompt in prompts:
-        ids = prompt["input_ids"]
-        visual = torch.isin(ids, torch.tensor(marks, device=ids.device))
-        if not visual.any(1).all():
-            raise InputError("a prompt holds no visual token: give a picture with each")
-        counts.append(visual.sum(1))
-        with torch.inference_mode(), _watching(layers, found, visual, prompt.get("attention_mask")):
-            model(**prompt)
-    if not counts:
-        raise InputError("there is nothing to analyze: give at least one prompt")
-    every = torch.cat(counts)
+    found = [_Layer(prompt) for _ in layers]
+    device = next(model.parameters()).device
+    for batch in batches:
+        with torch.inference_mode(), _watching(layers, found, prompt):
+            forward(batch)
+    if not prompt.counts:
+        raise InputError(
+            "no prompt with visual tokens was seen: give at least one batch, a picture with each "
+            "prompt"
+        )
+    every = torch.cat(prompt.counts)
     return LanguageAnalysis(
         name,
         type(language).__name__,
         len(every),
         every.double().mean().item(),
         tuple(layer.numbers(index) for index, layer in enumerate(found, start=1)),
-        environment(every.device),
+        environment(device),
     )
+
+
+class _Prompt:
+    """The prompt that the outer model is running, if it holds pictures.
+
+    Attributes:
+        visual: ``(B, N)`` bool, which positions are visual; None between prompts, and while an
+            answer is written.
+        mask: ``(B, N)`` with 0 for padding, or None.
+        counts: visual tokens of each prompt so far.
+    """
+
+    def __init__(self, outer: nn.Module, marks: Sequence[int]) -> None:
+        self.outer, self.marks = outer, torch.tensor(marks)
+        self.names = parameters_of(plain_class(outer).forward)
+        self.visual: Tensor | None = None
+        self.mask: Tensor | None = None
+        self.counts: list[Tensor] = []
+
+    def begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the outer model runs."""
+        given = bind(self.names, args, kwargs)
+        ids = given.get("input_ids")
+        if ids is None:
+            return
+        visual = torch.isin(ids, self.marks.to(ids.device))
+        if visual.any(1).all():
+            self.visual, self.mask = visual, given.get("attention_mask")
+            self.counts.append(visual.sum(1))
+
+    def end(self, *_: object) -> None:
+        """After it."""
+        self.visual = None
 
 
 class _Layer:
     """What was seen of one layer so far, a value a prompt."""
 
-    def __init__(self) -> None:
+    def __init__(self, prompt: _Prompt) -> None:
+        self.prompt = prompt
         self.redundancy: list[Tensor] = []
         self.concentration: list[Tensor] = []
         self.mass: list[Tensor] = []
+        self.seen: _LastRow | None = None
+
+    def begin(self, *_: object) -> None:
+        """Before the layer runs."""
+        if self.prompt.visual is not None:
+            self.seen = _LastRow(self.prompt.mask)
+            self.seen.__enter__()
+
+    def end(self, _: nn.Module, __: object, out: Any) -> None:
+        """After it; ``out`` is None where it raised."""
+        seen, self.seen = self.seen, None
+        visual = self.prompt.visual
+        if seen is None or visual is None:
+            return
+        seen.__exit__(None, None, None)
+        if out is None:
+            return
+        states = out[0] if isinstance(out, tuple) else out
+        self.redundancy.append(token_redundancy(states, visual))
+        if seen.value is not None:
+            self.concentration.append(attention_concentration(seen.value, visual))
+            self.mass.append((seen.value * visual).sum(1))
 
     def numbers(self, layer: int) -> LayerNumbers:
         """The means."""
@@ -144,30 +216,20 @@ def _layers(language: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def _watching(
-    layers: Sequence[nn.Module], found: Sequence[_Layer], visual: Tensor, mask: Tensor | None
+    layers: Sequence[nn.Module], found: Sequence[_Layer], prompt: _Prompt
 ) -> Iterator[None]:
-    """Note the numbers of every layer while a prompt runs."""
+    """Note the numbers of every layer while prompts run."""
+    outer = prompt.outer
     with ExitStack() as stack:
+        begin = outer.register_forward_pre_hook(prompt.begin, with_kwargs=True)
+        end = outer.register_forward_hook(prompt.end, always_call=True)
+        for handle in (begin, end):
+            stack.callback(handle.remove)
         for layer, into in zip(layers, found, strict=True):
-            attention = _LastRow(mask)
-
-            def before(*_: object, seen: _LastRow = attention) -> None:
-                seen.__enter__()
-
-            def after(
-                _: nn.Module, __: object, out: Any, seen: _LastRow = attention, into: _Layer = into
-            ) -> None:
-                seen.__exit__(None, None, None)
-                if out is None:  # the layer raised
-                    return
-                states = out[0] if isinstance(out, tuple) else out
-                into.redundancy.append(token_redundancy(states, visual))
-                if seen.value is not None:
-                    into.concentration.append(attention_concentration(seen.value, visual))
-                    into.mass.append((seen.value * visual).sum(1))
-
-            stack.callback(layer.register_forward_pre_hook(before).remove)
-            stack.callback(layer.register_forward_hook(after, always_call=True).remove)
+            before = layer.register_forward_pre_hook(into.begin)
+            after = layer.register_forward_hook(into.end, always_call=True)
+            for handle in (before, after):
+                stack.callback(handle.remove)
         yield
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from tests.language.build import IMAGE
+from tests.language.run import generated
 from tests.language.zoo import CASES, LLAVA, Case
 from turbovlm.errors import InputError, UnknownArchitecture
-from turbovlm_workbench.analyze.language import analyze_language
+from turbovlm_workbench.analyze.language import analyze_language, has_visual_tokens
 
 WHOLE = [case for case in CASES if not case.recurrent and "eager" in case.attention]
 
@@ -37,7 +38,7 @@ def literal(model: Any, prompt: dict[str, Any]) -> list[tuple[float, float, floa
 def test_layers_equal_the_whole_maps(case: Case) -> None:
     model: Any = case.build()
     prompts = [case.inputs(1, seed=seed) for seed in (0, 1)]
-    found = analyze_language(model, prompts, case.name)
+    found = analyze_language(model, lambda given: model(**given), prompts, case.name)
     eager: Any = case.build()
     expected = torch.tensor([literal(eager, prompt) for prompt in prompts]).mean(0)
     assert (found.model, found.samples) == (case.name, 2)
@@ -52,10 +53,10 @@ def test_layers_equal_the_whole_maps(case: Case) -> None:
 
 @torch.no_grad()
 def test_a_padded_batch_gives_the_mean_of_its_prompts() -> None:
-    model = LLAVA.build()
+    model: Any = LLAVA.build()
     batch = LLAVA.inputs(1, 1)
     assert (batch["attention_mask"] == 0).any()
-    found = analyze_language(model, [batch])
+    found = analyze_language(model, lambda given: model(**given), [batch])
     alone = []
     for row in range(2):
         real = batch["attention_mask"][row] == 1
@@ -64,18 +65,46 @@ def test_a_padded_batch_gives_the_mean_of_its_prompts() -> None:
             "attention_mask": batch["attention_mask"][row][None, real],
             "pixel_values": batch["pixel_values"][row : row + 1],
         }
-        alone.append(analyze_language(model, [prompt]))
+        alone.append(analyze_language(model, lambda given: model(**given), [prompt]))
     for index, layer in enumerate(found.layers):
         for name in ("redundancy", "concentration", "mass"):
             values = [getattr(one.layers[index], name) for one in alone]
             assert getattr(layer, name) == pytest.approx(sum(values) / 2, abs=1e-4)
 
 
+@torch.no_grad()
+def test_only_the_prompt_of_an_answer_counts() -> None:
+    model: Any = LLAVA.build()
+    batch = LLAVA.inputs(1)
+    found = analyze_language(model, lambda given: model(**given), [batch])
+    written = analyze_language(model, lambda given: generated(model, given), [batch])
+    assert written.samples == 1
+    for one, other in zip(found.layers, written.layers, strict=True):
+        assert vars(one) == pytest.approx(vars(other), abs=1e-5)
+
+
 def test_what_cannot_be_analyzed_is_named() -> None:
-    model = LLAVA.build()
-    with pytest.raises(InputError, match="no visual token"):
-        analyze_language(model, [LLAVA.inputs(0)])
-    with pytest.raises(InputError, match="at least one prompt"):
-        analyze_language(model, [])
+    model: Any = LLAVA.build()
+
+    def forward(given: dict[str, Any]) -> object:
+        return model(**given)
+
+    assert has_visual_tokens(model)
+    assert not has_visual_tokens(torch.nn.Linear(2, 2))
+    with pytest.raises(InputError, match="no prompt with visual tokens"):
+        analyze_language(model, forward, [LLAVA.inputs(0)])
+    with pytest.raises(InputError, match="at least one batch"):
+        analyze_language(model, forward, [])
     with pytest.raises(UnknownArchitecture, match="no vision-language model"):
-        analyze_language(torch.nn.Linear(2, 2), [])
+        analyze_language(torch.nn.Linear(2, 2), forward, [])
+    # a layer that raises leaves nothing behind
+    broken = model.model.language_model.layers[1].mlp.register_forward_pre_hook(_fail)
+    with pytest.raises(ZeroDivisionError):
+        analyze_language(model, forward, [LLAVA.inputs(1)])
+    broken.remove()
+    assert torch.overrides._get_current_function_mode() is None
+    assert analyze_language(model, forward, [LLAVA.inputs(1)]).samples == 1
+
+
+def _fail(*_: object) -> None:
+    raise ZeroDivisionError

@@ -23,6 +23,7 @@ from turbovlm_workbench.cli.eval_generation import eval_generation_command
 from turbovlm_workbench.cli.flops import flops_command
 from turbovlm_workbench.cli.generate import generate_command
 from turbovlm_workbench.cli.models import models_command
+from turbovlm_workbench.cli.show import show_command
 from turbovlm_workbench.cli.sweep import sweep_command
 from turbovlm_workbench.cli.terminal import remember_command, tolerant_streams, visible
 from turbovlm_workbench.cli.tune import tune_command
@@ -42,6 +43,7 @@ app.command("eval generation")(eval_generation_command)
 app.command("sweep")(sweep_command)
 app.command("tune")(tune_command)
 app.command("analyze")(analyze_command)
+app.command("show")(show_command)
 app.command("flops")(flops_command)
 app.command("check")(check_command)
 app.command("models")(models_command)
@@ -89,6 +91,8 @@ def top(
     [bold]turbovlm tune[/]  finds the fastest setting whose loss stays within a promise.
 
     [bold]turbovlm analyze[/]  says how redundant the tokens of every block are.
+
+    [bold]turbovlm show[/]  draws who is merged with whom in a picture.
 
     [bold]turbovlm check[/]  says whether a model is supported and what would be merged.
 

@@ -44,7 +44,7 @@ WORKBENCH_FLOORS = [
     {"tasks"},
     {"run"},
     {"compare"},
-    {"analyze"},
+    {"analyze", "studies"},
     {"tune"},
     {"demo"},
     {"report"},

@@ -13,6 +13,7 @@ import typer
 
 import turbovlm
 from turbovlm.errors import TurboError
+from turbovlm_workbench.cli.ablate import ablate_command
 from turbovlm_workbench.cli.analyze import analyze_command
 from turbovlm_workbench.cli.arguments import join_command, join_values
 from turbovlm_workbench.cli.bench import bench_command
@@ -43,6 +44,7 @@ app.command("eval generation")(eval_generation_command)
 app.command("sweep")(sweep_command)
 app.command("tune")(tune_command)
 app.command("analyze")(analyze_command)
+app.command("ablate")(ablate_command)
 app.command("show")(show_command)
 app.command("flops")(flops_command)
 app.command("check")(check_command)
@@ -91,6 +93,8 @@ def top(
     [bold]turbovlm tune[/]  finds the fastest setting whose loss stays within a promise.
 
     [bold]turbovlm analyze[/]  says how redundant the tokens of every block are.
+
+    [bold]turbovlm ablate[/]  runs the paper's ablations on your model and data.
 
     [bold]turbovlm show[/]  draws who is merged with whom in a picture.
 

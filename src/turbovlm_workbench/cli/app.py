@@ -24,6 +24,7 @@ from turbovlm_workbench.cli.eval_generation import eval_generation_command
 from turbovlm_workbench.cli.flops import flops_command
 from turbovlm_workbench.cli.generate import generate_command
 from turbovlm_workbench.cli.models import models_command
+from turbovlm_workbench.cli.report import report_command
 from turbovlm_workbench.cli.show import show_command
 from turbovlm_workbench.cli.sweep import sweep_command
 from turbovlm_workbench.cli.terminal import remember_command, tolerant_streams, visible
@@ -46,6 +47,7 @@ app.command("tune")(tune_command)
 app.command("analyze")(analyze_command)
 app.command("ablate")(ablate_command)
 app.command("show")(show_command)
+app.command("report")(report_command)
 app.command("flops")(flops_command)
 app.command("check")(check_command)
 app.command("models")(models_command)
@@ -97,6 +99,8 @@ def top(
     [bold]turbovlm ablate[/]  runs the paper's ablations on your model and data.
 
     [bold]turbovlm show[/]  draws who is merged with whom in a picture.
+
+    [bold]turbovlm report[/]  makes one page of what the others measured.
 
     [bold]turbovlm check[/]  says whether a model is supported and what would be merged.
 

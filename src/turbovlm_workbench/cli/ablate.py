@@ -125,7 +125,9 @@ def ablate_command(
     def draw(folder: Path) -> None:
         for one in found.studies:
             paint = partial(report.paint_study, found, one)
-            write_file(folder / f"{one.name}.svg", figure_file(paint, 1, ".svg"))
+            write_file(
+                folder / f"{one.name}.svg", figure_file(paint, report.study_panels(found), ".svg")
+            )
         print_parts(f"plots: {folder}")
 
     deliver(

@@ -67,28 +67,41 @@ def study_verdict(found: Ablation, study: StudyResult) -> str:
     return f"within {study.within:.0%} of the unmerged {measure.title}: {', '.join(parts)}"
 
 
+def study_panels(found: Ablation) -> int:
+    """How many panels `paint_study` needs: of the first measure, and the second if there is one."""
+    return min(2, len(found.measures))
+
+
 def paint_study(found: Ablation, study: StudyResult, panels: Sequence[Any]) -> None:
-    """The first measure of every arm: lines along the study's axis, else one dot an arm."""
-    axes, measure = panels[0], found.measures[0]
+    """The first measures of every arm: lines along the study's axis, else one dot an arm."""
+    for axes, measure in zip(panels, found.measures, strict=False):
+        draw = _lines if study.axis else _dots
+        draw(axes, measure, study)
+        level = (100 if measure.percent else 1) * found.unmerged[measure.key]
+        line = axes.axhline if study.axis else axes.axvline
+        line(level, color=TEXT, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.6)
+        title = f"{measure.title}{' (%)' if measure.percent else ''}"
+        dress_panel(axes, title, study.axis or "dashed: unmerged")
+    add_legend(panels[0])
+
+
+def _lines(axes: Any, measure: Measure, study: StudyResult) -> None:
     scale = 100 if measure.percent else 1
-    level = scale * found.unmerged[measure.key]
-    title = f"{measure.title}{' (%)' if measure.percent else ''}"
-    if study.axis:
-        for number, line in enumerate(dict.fromkeys(arm.line for arm in study.arms), start=1):
-            arms = [arm for arm in study.arms if arm.line == line and arm.x is not None]
-            colour = COLOURS[number % len(COLOURS)]
-            x, y = [arm.x for arm in arms], [scale * arm.metrics[measure.key] for arm in arms]
-            axes.plot(x, y, color=colour, marker=MARKERS[number % 7], markersize=5, label=line)
-        axes.axhline(level, color=TEXT, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.6)
-        dress_panel(axes, title, study.axis)
-        add_legend(axes)
-        return
-    y = list(range(len(study.arms)))[::-1]
-    x = [scale * arm.metrics[measure.key] for arm in study.arms]
-    axes.plot(x, y, color=COLOURS[1], marker="o", markersize=5, linestyle="")
-    axes.set_yticks(y, [arm.label for arm in study.arms], fontsize=8 if len(y) < 12 else 5)
-    axes.axvline(level, color=TEXT, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.6)
-    dress_panel(axes, title, "dashed: unmerged")
+    for number, line in enumerate(dict.fromkeys(arm.line for arm in study.arms), start=1):
+        arms = [arm for arm in study.arms if arm.line == line and arm.x is not None]
+        x, y = [arm.x for arm in arms], [scale * arm.metrics[measure.key] for arm in arms]
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        axes.plot(x, y, color=colour, marker=marker, markersize=5, label=line)
+
+
+def _dots(axes: Any, measure: Measure, study: StudyResult) -> None:
+    scale = 100 if measure.percent else 1
+    rows = list(range(len(study.arms)))[::-1]
+    values = [scale * arm.metrics[measure.key] for arm in study.arms]
+    axes.plot(values, rows, color=COLOURS[1], marker="o", markersize=5, linestyle="")
+    first = axes.get_subplotspec().is_first_col()
+    names = [arm.label for arm in study.arms] if first else []
+    axes.set_yticks(rows if first else [], names, fontsize=8 if len(rows) < 12 else 5)
 
 
 def _best(measures: Sequence[Measure], arms: Sequence[ArmResult]) -> ArmResult:
@@ -103,7 +116,8 @@ def _best(measures: Sequence[Measure], arms: Sequence[ArmResult]) -> ArmResult:
 def _keeps(found: Ablation, arm: ArmResult, within: float) -> bool:
     measure = found.measures[0]
     whole, now = found.unmerged[measure.key], arm.metrics[measure.key]
-    return (whole - now if measure.better == "higher" else now - whole) <= within * abs(whole)
+    drop = whole - now if measure.better == "higher" else now - whole
+    return drop <= within * abs(whole) + 1e-9  # not a hair more through rounding
 
 
 def _change(measure: Measure, arm: ArmResult) -> str:

@@ -236,7 +236,9 @@ def _ablate(data: Mapping[str, Any]) -> Section:
     plots, grids = [], []
     for study in found.studies:
         paint = partial(ablation.paint_study, found, study)
-        plots.append((ablation.study_title(study), figure_inline(paint, 1)))
+        plots.append(
+            (ablation.study_title(study), figure_inline(paint, ablation.study_panels(found)))
+        )
         headers, rows = ablation.study_headers(found, study), ablation.study_rows(found, study)
         verdict = ablation.study_verdict(found, study)
         grids.append(Cells(headers, rows, None, ablation.study_title(study), verdict))

@@ -9,7 +9,7 @@ from pathlib import Path
 from turbovlm import __version__
 from turbovlm.errors import InputError, require
 from turbovlm_workbench.report.page import render
-from turbovlm_workbench.report.sections import SECTIONS, Section, written_by, section_of
+from turbovlm_workbench.report.sections import SECTIONS, Section, section_of, written_by
 
 LARGEST = 3_000_000
 """Bytes that a page may have: it is sent by mail."""

@@ -44,6 +44,7 @@ WORKBENCH_FLOORS = [
     {"tasks"},
     {"run"},
     {"compare"},
+    {"analyze", "studies"},
     {"tune"},
     {"demo"},
     {"report"},

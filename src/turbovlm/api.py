@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
@@ -12,7 +12,8 @@ from turbovlm.config import Setting
 from turbovlm.errors import ConfigError, NotApplied, UnknownArchitecture
 from turbovlm.plug import stored
 from turbovlm.plug.denoiser.state import Move
-from turbovlm.plug.encoder.trace import Trace
+from turbovlm.plug.encoder.state import EncoderPatch
+from turbovlm.plug.encoder.trace import BlockRecord, Trace
 from turbovlm.plug.language.trace import VisualTrace
 from turbovlm.plug.reducer import parts_of
 from turbovlm.plug.state import Patch, Recorder
@@ -149,11 +150,21 @@ def remove(model: Model) -> Model:
 
 
 @contextmanager
-def recording(model: object) -> Iterator[Run]:
+def recording(
+    model: object, *, observe: Callable[[BlockRecord], object] | None = None
+) -> Iterator[Run]:
     """Record what a patched model merges, for as long as the context is open.
 
+    Args:
+        model: patched.
+        observe: called in every block of its encoders with what the block saw, so that nothing
+            need be kept of a long sequence. Every block then runs in halves, which changes nothing
+            but the time and the rounding.
+
     Raises:
-        NotApplied: if the model is not patched.
+        NotApplied: if the model is not patched, or has no encoder to observe.
+        UnsupportedInput: with ``observe``, by the forward of a compiled model, or of a tower that
+            packs all images in one sequence.
     """
     patches: dict[int, Patch[Any, Any, Any]] = {
         id(site_of(module).patch): site_of(module).patch
@@ -162,8 +173,10 @@ def recording(model: object) -> Iterator[Run]:
     }
     if not patches:
         raise NotApplied("this model is not patched: turbovlm.apply(model, ...) first")
+    if observe is not None and not any(isinstance(p, EncoderPatch) for p in patches.values()):
+        raise NotApplied("no encoder of this model is patched: observe needs turbovlm.Merge")
     with ExitStack() as stack:
-        yield Run([stack.enter_context(Recorder(patch)) for patch in patches.values()])
+        yield Run([stack.enter_context(Recorder(p, observe)) for p in patches.values()])
 
 
 @contextmanager

@@ -140,7 +140,7 @@ class Attention(TorchFunctionMode):
             else:
                 self._keep(query, key)
                 if row is not None:
-                    self._measure(_row_logits(row, key) * factor)
+                    self._measure(row_logits(row, key) * factor)
         if self.bias is not None:
             if fast and attn_mask is None and not dropout_p:
                 return kernels.attend(query, key, value, self.bias, factor)
@@ -232,7 +232,7 @@ def with_bias(mask: Tensor | None, bias: Tensor) -> Tensor:
     return mask + bias
 
 
-def _row_logits(row: Tensor, key: Tensor) -> Tensor:
+def row_logits(row: Tensor, key: Tensor) -> Tensor:
     """``(B, H, 1, d)`` times ``(B, H, N, d)`` -> ``(B, H, N)``.
 
     Multiply and sum over the ``(B, N, H, d)`` view: keys come out of a joint projection, and a

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from turbovlm.config import Setting
+from turbovlm.errors import UnsupportedInput
 from turbovlm.plug.torch_private import StorageWeakRef, storage_of
 
 Config = TypeVar("Config", bound=Setting)
@@ -54,10 +56,17 @@ class Memory(Generic[Entry]):
 
 
 class Recorder:
-    """Keeps the record of the last forward of one patch, for the thread that opened it."""
+    """Keeps the record of the last forward of one patch, for the thread that opened it.
 
-    def __init__(self, patch: Patch[Any, Any, Any]) -> None:
-        self.patch, self.thread = patch, threading.get_ident()
+    Args:
+        patch: whose forwards.
+        observe: called with what each block saw, while it runs.
+    """
+
+    def __init__(
+        self, patch: Patch[Any, Any, Any], observe: Callable[[Any], object] | None = None
+    ) -> None:
+        self.patch, self.thread, self.observe = patch, threading.get_ident(), observe
         self.record: Any = None
 
     def __enter__(self) -> Self:
@@ -126,6 +135,24 @@ class Patch(Generic[Config, Call, Entry]):
         own = [r for r in self.recorders if r.thread == threading.get_ident()]
         for recorder in own or self.recorders:
             recorder.record = record
+
+    @property
+    def observers(self) -> list[Callable[[Any], object]]:
+        """Who wants to see the blocks of this thread's forwards while they run.
+
+        Raises:
+            UnsupportedInput: in compiled code, which cannot call them.
+        """
+        found = [r for r in self.recorders if r.observe is not None]
+        if not found:
+            return []
+        if torch.compiler.is_compiling():
+            raise UnsupportedInput(
+                "recording(observe=...) calls a function in every block, which compiled code "
+                "cannot: observe the model before it is compiled"
+            )
+        here = threading.get_ident()
+        return [r.observe for r in found if r.observe is not None and r.thread == here]
 
     def __getstate__(self) -> dict[str, Any]:
         running = ("_threads", "memory", "recorders", "traced_record", "traced", "owners")

@@ -13,6 +13,8 @@ import typer
 
 import turbovlm
 from turbovlm.errors import TurboError
+from turbovlm_workbench.cli.ablate import ablate_command
+from turbovlm_workbench.cli.analyze import analyze_command
 from turbovlm_workbench.cli.arguments import join_command, join_values
 from turbovlm_workbench.cli.bench import bench_command
 from turbovlm_workbench.cli.check import check_command
@@ -22,8 +24,10 @@ from turbovlm_workbench.cli.eval_generation import eval_generation_command
 from turbovlm_workbench.cli.flops import flops_command
 from turbovlm_workbench.cli.generate import generate_command
 from turbovlm_workbench.cli.models import models_command
+from turbovlm_workbench.cli.report import report_command
+from turbovlm_workbench.cli.show import show_command
 from turbovlm_workbench.cli.sweep import sweep_command
-from turbovlm_workbench.cli.terminal import tolerant_streams, visible
+from turbovlm_workbench.cli.terminal import remember_command, tolerant_streams, visible
 from turbovlm_workbench.cli.tune import tune_command
 from turbovlm_workbench.extensions import load_packages
 
@@ -40,6 +44,10 @@ app.command("eval")(eval_command)
 app.command("eval generation")(eval_generation_command)
 app.command("sweep")(sweep_command)
 app.command("tune")(tune_command)
+app.command("analyze")(analyze_command)
+app.command("ablate")(ablate_command)
+app.command("show")(show_command)
+app.command("report")(report_command)
 app.command("flops")(flops_command)
 app.command("check")(check_command)
 app.command("models")(models_command)
@@ -86,6 +94,14 @@ def top(
 
     [bold]turbovlm tune[/]  finds the fastest setting whose loss stays within a promise.
 
+    [bold]turbovlm analyze[/]  says how redundant the tokens of every block are.
+
+    [bold]turbovlm ablate[/]  runs the paper's ablations on your model and data.
+
+    [bold]turbovlm show[/]  draws who is merged with whom in a picture.
+
+    [bold]turbovlm report[/]  makes one page of what the others measured.
+
     [bold]turbovlm check[/]  says whether a model is supported and what would be merged.
 
     [bold]turbovlm models[/]  lists what is supported.
@@ -101,6 +117,7 @@ def run_command(argv: Sequence[str]) -> int:
     An unexpected error shows its traceback and has a code of its own.
     """
     tolerant_streams()
+    remember_command(argv)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:

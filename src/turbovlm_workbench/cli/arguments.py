@@ -11,7 +11,9 @@ import typer
 from turbovlm.config import VisualTokens
 from turbovlm.errors import ConfigError
 
-SEVERAL = ("--r", "--ratio", "--speedup", "--keep", "--method", "--alpha", "--inflection")
+SEVERAL = (
+    "--r", "--ratio", "--speedup", "--keep", "--method", "--alpha", "--inflection", "--study",
+)  # fmt: skip
 DEFAULT_R = "4 8 12 16"
 MODEL_HELP = (
     "timm:NAME, torchvision:NAME, open_clip:NAME, a local folder with a config.json, or a hub id "

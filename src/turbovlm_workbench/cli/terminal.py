@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -14,6 +16,17 @@ from rich.text import Text
 WIDTH = 160  # columns that the widest table needs
 IN_ASCII = {"±": "+-", "→": "->", "…": "..."}
 HANDLER = "turbovlm"
+_command: ContextVar[str] = ContextVar("command", default="turbovlm")
+
+
+def remember_command(argv: Sequence[str]) -> None:
+    """Keep the command line for `command_line`."""
+    _command.set(shlex.join(["turbovlm", *argv]))
+
+
+def command_line() -> str:
+    """The command that runs, as a shell takes it: results hold it."""
+    return _command.get()
 
 
 def visible(text: str) -> str:

@@ -80,7 +80,7 @@ def samples(
     with turbovlm.applied(task.model, *settings) as run:
         after = task.outputs(task.model, pixels)
     owners, tokens = _visual(run) if keep_of(settings) is not None else _merged(run, len(pixels))
-    grid = _grid(owners.shape[1], *pixels.shape[2:])
+    grid = patch_grid(owners.shape[1], *pixels.shape[2:])
     words = zip(task.words(before), task.words(after), strict=True)
     return [
         Sample(
@@ -110,12 +110,13 @@ def _visual(run: Run) -> tuple[Tensor, int]:
     return torch.stack([image.owner.cpu() for image in seen]), len(seen[0].kept)
 
 
-def _grid(patches: int, height: int, width: int) -> tuple[int, int]:
+def patch_grid(patches: int, height: int, width: int) -> tuple[int, int]:
     """Rows and columns of ``patches`` square patches on an image."""
     rows = round(math.sqrt(patches * height / width))
     columns = patches // max(rows, 1)
     if rows * columns != patches:
         raise ModelError(
-            f"{patches} tokens form no grid over {height} x {width} pixels: leave out --html"
+            f"{patches} tokens form no grid over {height} x {width} pixels, so that they cannot be "
+            "drawn: leave out --html"
         )
     return rows, columns

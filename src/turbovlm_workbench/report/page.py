@@ -72,7 +72,16 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["numbered"] = _numbered
     return environment.get_template(template).render(**values)
+
+
+def _numbered(rows: Sequence[Sequence[str]], strong: int | None = None) -> list[dict[str, Any]]:
+    """Rows of cells as `parts.html.j2` takes them, one of them with weight on it."""
+    return [
+        {"cells": cells, "new": False, "advised": number == strong}
+        for number, cells in enumerate(rows)
+    ]
 
 
 def _row(report: BenchReport, index: int) -> dict[str, Any]:

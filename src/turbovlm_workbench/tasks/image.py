@@ -111,6 +111,17 @@ def batches(
         yield start, task.pixels([images.image(index) for index in chosen])
 
 
+def told_batches(
+    task: Task, images: Images, indices: Sequence[int], batch: int,
+    progress: Callable[[int, int], object],
+) -> Iterator[Tensor]:  # fmt: skip
+    """The pixels of `batches`, telling ``progress`` how many images are done and how many there
+    are."""
+    for start, pixels in batches(task, images, indices, batch):
+        progress(start, len(indices))
+        yield pixels
+
+
 def calling(task: ImageTask[Any]) -> Callable[[Any, Any], object]:
     """The work that is timed and counted, as a function of model and pixels."""
 

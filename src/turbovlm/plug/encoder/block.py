@@ -18,6 +18,7 @@ from turbovlm.kernels import choose_tokens, merge_tokens
 from turbovlm.maths.match import Padding, match, unit_rows
 from turbovlm.maths.plan import Plan, collapsed
 from turbovlm.maths.schedule import removed_each
+from turbovlm.maths.score import semantic_value
 from turbovlm.maths.sets import EvenOdd
 from turbovlm.plug.attention import Attention
 from turbovlm.plug.encoder.arguments import along, real_tokens
@@ -25,6 +26,7 @@ from turbovlm.plug.encoder.half import NOTHING, run_half
 from turbovlm.plug.encoder.readers import watched
 from turbovlm.plug.encoder.state import EncoderCall, EncoderPatch
 from turbovlm.plug.encoder.tokens import Tokens
+from turbovlm.plug.encoder.trace import BlockRecord
 from turbovlm.plug.names import bind
 from turbovlm.plug.swap import unpatched_forward
 
@@ -114,7 +116,8 @@ def _forward(step: BlockRun, x: Tensor, given: dict[str, Any]) -> Tensor:
     tokens = call.tokens
     length = x.shape[1] if tokens is None else tokens.length
     r = patch.amount(layer, call.start or length, length)
-    if tokens is None and r == 0:
+    whole = r == 0 and not patch.observers
+    if tokens is None and whole:
         if patch.recorders:
             call.plans.append(None)
         return run_half(block, call, NOTHING, x, given)
@@ -127,7 +130,7 @@ def _forward(step: BlockRun, x: Tensor, given: dict[str, Any]) -> Tensor:
         x = tokens.select(x)
     along(patch.row, tokens, patch.prefix, given)
     plan = None
-    if r == 0:
+    if whole:
         watch = patch.row.attention[0], Attention(tokens.bias)
         y = run_half(block, call, NOTHING, x, given, watch=watch)
     else:
@@ -166,13 +169,17 @@ def _first_tokens(
 
 def _merging(
     step: BlockRun, x: Tensor, r: int, tokens: Tokens, given: dict[str, Any]
-) -> tuple[Tensor, Plan, Tokens]:
+) -> tuple[Tensor, Plan | None, Tokens]:
+    """In halves, with a merge between them unless r is 0: what comes out, the plan, the tokens."""
     block, patch, call, layer = step
-    schedule = patch.schedule(tokens.start)
+    schedule, observers = patch.schedule(tokens.start), patch.observers
     collapses = schedule.collapses(layer, patch.depth)
-    seen = Attention(tokens.bias, None if collapses else patch.look(tokens))
+    seen = Attention(tokens.bias, None if collapses and not observers else patch.look(tokens))
     watch = patch.row.attention[0], seen
     y = run_half(block, call, patch.mlp_muted, x, given, watch=watch)
+    if r == 0:
+        _observed(step, y, seen, tokens.size, None)
+        return run_half(block, call, patch.attention_muted, y, given), None, tokens
     padding = None
     if tokens.count is not None:
         own = removed_each(schedule, layer, patch.depth, tokens.count, patch.prefix)
@@ -181,9 +188,25 @@ def _merging(
         plan = collapsed(y.shape[0], y.shape[1], patch.prefix, y.device)
     else:
         plan = _choose(patch, layer, seen, y.shape[1], r, padding)
+    _observed(step, y, seen, tokens.size, plan)
     y, size, bias = merge_tokens(y, tokens.size, plan)
     tokens = tokens.after(plan, size, bias, None if padding is None else padding.removed)
     return run_half(block, call, patch.attention_muted, y, given), plan, tokens
+
+
+def _observed(
+    step: BlockRun, y: Tensor, seen: Attention, size: Tensor | None, plan: Plan | None
+) -> None:
+    """Show the block to those who observe."""
+    patch, layer = step.patch, step.layer
+    observers = patch.observers
+    if not observers:
+        return
+    value = semantic_value(seen.logits) if seen.logits is not None else seen.value
+    assert value is not None
+    record = BlockRecord(layer, patch.prefix, y.detach(), value.detach(), size, plan)
+    for observe in observers:
+        observe(record)
 
 
 def _choose(
@@ -191,8 +214,10 @@ def _choose(
 ) -> Plan:
     """Which tokens are merged, from what was seen of the attention."""
     sets, rule = EvenOdd(length, patch.prefix), patch.rules[layer]
+    # who observes sees the guide under every score; the score does not
+    value, logits = (seen.value, seen.logits) if rule.reads_value else (None, None)
     if seen.unit is not None:
-        return choose_tokens(seen.unit, seen.logits, r, sets, rule, padding)
+        return choose_tokens(seen.unit, logits, r, sets, rule, padding)
     assert seen.metric is not None
     unit = unit_rows(seen.metric)
-    return match(unit, seen.value, r, sets, rule, padding).plan
+    return match(unit, value, r, sets, rule, padding).plan

@@ -158,8 +158,17 @@ class PackedBlock(TurboBlock):
         return uncompiled(TurboBlock.forward, self, *args, **kwargs)
 
     def turbo_run(self, step: BlockRun, x: Tensor, given: dict[str, Any]) -> Tensor:
-        """One block on tokens ``(N, C)`` or ``(1, N, C)``."""
+        """One block on tokens ``(N, C)`` or ``(1, N, C)``.
+
+        Raises:
+            UnsupportedInput: if it is observed.
+        """
         _, patch, call, layer = step
+        if patch.observers:
+            raise UnsupportedInput(
+                "the blocks of a tower that packs all images in one sequence (Qwen's kind) cannot "
+                "be observed: record it without observe, run.trace has its plans"
+            )
         tokens = _tokens(patch, call, x, given)
         pairs = zip(tokens.whole, tokens.images, strict=True)
         amounts = [patch.amount(layer, start, now) for start, now in pairs]

@@ -162,8 +162,9 @@ class EncoderPatch(Patch[Merge, EncoderCall, Snapshot]):
         return removed(self.schedule(start), layer, self.depth, tokens, self.prefix)
 
     def look(self, tokens: Tokens | None) -> Look:
-        """What matching needs to see of the attention of these tokens."""
-        return Look(self.metric, self.guide, None if tokens is None else tokens.real)
+        """What matching, or who observes, needs to see of the attention of these tokens."""
+        guide = self.facts.guide if self.observers else self.guide
+        return Look(self.metric, guide, None if tokens is None else tokens.real)
 
     def enter(
         self, layers: tuple[int, ...], x: Tensor, training: bool, watched: bool

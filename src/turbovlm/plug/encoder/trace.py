@@ -11,6 +11,28 @@ from turbovlm.maths.plan import Plan
 
 
 @dataclass(frozen=True)
+class BlockRecord:
+    """What one block of an encoder saw: what `turbovlm.recording` hands to ``observe``.
+
+    Attributes:
+        block: index, from 0.
+        prefix_tokens: how many tokens lead the sequence and are never merged.
+        tokens: ``(B, N, C)`` after the attention and its residual, before the merge.
+        value: ``(B, N)`` fp32 the guide's semantic value A (Eq. 8), whether it is used or not.
+        size: ``(B, N)`` fp32 how many original tokens each one stands for, 0 for padding; None
+            while that is 1 for all.
+        plan: what this block merges, None for nothing.
+    """
+
+    block: int
+    prefix_tokens: int
+    tokens: Tensor
+    value: Tensor
+    size: Tensor | None
+    plan: Plan | None
+
+
+@dataclass(frozen=True)
 class Trace:
     """The merges of one forward through one tower.
 

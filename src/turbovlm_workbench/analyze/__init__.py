@@ -1,0 +1,1 @@
+"""What the blocks of a model make of their tokens: informativity, block by block."""

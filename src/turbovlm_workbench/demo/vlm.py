@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 import turbovlm
-from turbovlm.measure import Ratio, Timing, Variant, compare, environment
+from turbovlm.measure import Ratio, Rounds, Timing, Variant, compare, environment
 from turbovlm_lab.lettering import WORD_QUESTION, worded_scene
 from turbovlm_lab.scenes import Scene, seed_of_split
 from turbovlm_lab.telling import Told, exam
@@ -120,7 +120,7 @@ def _time(
             str(index): Variant(call, partial(_setting, loaded, config))
             for index, config in enumerate(settings)
         },
-        rounds=ROUNDS,
+        rounds=Rounds(ROUNDS),
         progress=lambda done, total, _: progress("timing", done, total),
     )
     return list(timed.values())

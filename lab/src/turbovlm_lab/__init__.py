@@ -8,7 +8,7 @@ the captioner, ``train`` trains it and ``evaluate`` measures it.
 matches and judges with the captioner's vision encoder, ``lessons`` and ``train_heads`` train it,
 and ``export`` writes all of it as standard files.
 
-``lettering`` prints words into scenes. ``vlm`` builds and loads the vision-language model that reads
-them; ``train_vlm`` trains it, its encoder by ``seeing``, its language model by ``telling`` and
-``reading``.
+``lettering`` prints words into scenes. ``vlm`` builds and loads the vision-language model that
+reads them; ``train_vlm`` trains it, its encoder by ``seeing``, its language model by ``telling``
+and ``reading``.
 """

@@ -257,3 +257,14 @@ def test_tiles_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         tiled = fold_of(metric, None, (8, 8), config)
         assert torch.equal(whole.owner, tiled.owner)
         monkeypatch.undo()
+
+
+def test_a_single_destination_is_its_own_second() -> None:
+    config = MergeRestore.from_dict(
+        {"ratio": 0.5, "cell": (2, 3), "seed": None, "preset": {"restore": "weighted"}}
+    )
+    metric = torch.tensor([[[1.0, 0], [0.9, 0.1], [0, 1], [0.1, 0.9], [0.8, 0.2], [0.7, 0.3]]])
+    fold = fold_of(metric, torch.full((1, 6), 1 / 6), (2, 3), config)
+    back = fold.restore(torch.arange(3.0).view(1, 3, 1)).flatten()
+    # tokens 1, 4 and 5 are most like token 0, the only destination
+    assert back.tolist() == [0, 0, 1, 2, 0, 0]

@@ -116,8 +116,12 @@ def nearest(
         if home is not None and goal is not None:
             apart = home.unsqueeze(2) != goal.unsqueeze(1)
             similarity = similarity.masked_fill(apart, -torch.inf)
-        found = similarity.max(-1) if count == 1 else similarity.topk(count, dim=-1)
-        return found[0], found[1]
+        if count == 1:
+            found = similarity.max(-1)
+            return found[0], found[1]
+        value, index = similarity.topk(min(count, similarity.shape[2]), dim=-1)
+        shape = (*value.shape[:2], count)  # a single destination is its own second
+        return value.expand(shape), index.expand(shape)
 
     home = sets.sources(sets.within) if isinstance(sets, EvenOddWithin) else None
     with full_precision(unit):

@@ -4,6 +4,7 @@ BLEU and CIDEr count words, so a number can only be compared with published ones
 split as COCO's evaluation splits them: Penn Treebank tokens in lower case without punctuation.
 There a Java program does it, ``java_tokenizer``; the rules below were written by watching what it
 returns. On the 35,000 captions of Flickr8k's train and development splits the two differ once.
+NLTK's Treebank tokenizer does not serve: it leaves the period of every sentence but the last.
 """
 
 from __future__ import annotations

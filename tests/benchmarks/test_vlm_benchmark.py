@@ -26,7 +26,7 @@ def criteria(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def bench(criteria: ModuleType) -> ModuleType:
-    return importlib.import_module("quality")
+    return importlib.import_module("answers")
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from turbovlm.config.base import Setting, as_count, as_number, check_choices, check_flag
 from turbovlm.errors import ConfigError
-from turbovlm.maths.selectors import SELECTORS
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,6 +45,9 @@ class VisualTokens(Setting):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        # criteria are functions on tensors: torch is not needed before a configuration is made
+        from turbovlm.maths.selectors import SELECTORS
+
         check_choices(self, {"method": tuple(SELECTORS)})
         self._set("seed", as_count("seed", self.seed))
         for name in ("merge", "floor"):

@@ -1,6 +1,6 @@
 """What fewer visual tokens cost the lab's vision-language model, by criterion.
 
-    python benchmarks/vlm/quality.py --split test --scenes 400 --json quality.json
+    python benchmarks/vlm/answers.py --split test --scenes 400 --json quality.json
 
 Every criterion hands the language model as many of the 196 visual tokens of unseen scenes, at the
 positions that they had. An answer is right to the letter or wrong; CIDEr is that of the greedy

@@ -55,8 +55,8 @@ def test_a_checkpoint_in_half_precision_is_loaded_in_float32(tmp_path: Path) -> 
         (
             load_answering,
             blip,
-            r"is a BlipForImageTextRetrieval, .*question answering: give lab:"
-            r"vqa, lab:vlm, or .*BlipForQuestionAnswering, Blip2ForConditionalGeneration, MiniGPTv2",
+            r"is a BlipForImageTextRetrieval, .*question answering: give lab:vqa, "
+            r"lab:vlm, or .*BlipForQuestionAnswering, Blip2ForConditionalGeneration, MiniGPTv2",
         ),
         (load_answering, build.blip, r"is a BlipForConditionalGeneration, which is not for visual"),
         (

@@ -17,6 +17,7 @@ import turbovlm
 from tests.hosts.zoo import SIZES, TIMM, pixels, spectra, wild
 from turbovlm import Merge
 from turbovlm.errors import TurboError
+from turbovlm.plug.state import Memory
 
 R = 5
 
@@ -207,3 +208,24 @@ def test_checkpointing_with_hidden_states(reader: bool) -> None:
     for reentrant in (False, True):
         model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         same(gradients(model, loss()), expected)
+
+
+def test_two_threads_may_forget_the_same_tensors() -> None:
+    memory: Memory[int] = Memory()
+
+    class Gone:
+        """Another thread sweeps while this one asks."""
+
+        asked = False
+
+        def expired(self) -> bool:
+            if not Gone.asked:
+                Gone.asked = True
+                memory.sweep()
+            return True
+
+    gone: Any = Gone()
+    memory._entries = {(number,): (gone, number) for number in range(3)}
+    memory.sweep()
+    assert Gone.asked
+    assert len(memory) == 0

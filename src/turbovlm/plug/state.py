@@ -46,10 +46,10 @@ class Memory(Generic[Entry]):
         return None if kept is None else kept[1]
 
     def sweep(self) -> None:
-        """Forget tensors that are gone."""
-        gone = [key for key, (alive, _) in self._entries.items() if alive.expired()]
-        for key in gone:
-            del self._entries[key]
+        """Forget tensors that are gone; other threads may be doing the same, or add theirs."""
+        for key, (alive, _) in list(self._entries.items()):
+            if alive.expired():
+                self._entries.pop(key, None)
 
     def __len__(self) -> int:
         return len(self._entries)

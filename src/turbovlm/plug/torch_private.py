@@ -23,7 +23,7 @@ def never_compiled(function: Callable[P, R]) -> Callable[P, R]:
 @never_compiled
 def uncompiled(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Call a function and leave it, and all that it calls, to eager torch."""
-    if "torch._dynamo" not in sys.modules:  # nobody compiles
+    if "torch._dynamo" not in sys.modules:  # the compiler was never loaded
         return function(*args, **kwargs)
     eager: Any = torch.compiler.disable(function)
     return eager(*args, **kwargs)

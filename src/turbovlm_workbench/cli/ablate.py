@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from turbovlm_workbench.cli.arguments import MODEL_HELP, Device, Dtype, Weights
+from turbovlm_workbench.cli.arguments import MODEL_HELP, Device, Dtype, JsonFile, Weights
 from turbovlm_workbench.cli.setting import Limit
 
 
@@ -52,9 +52,7 @@ def ablate_command(
     batch: Annotated[int, typer.Option(help="Examples per call.")] = 32,
     device: Device = None,
     dtype: Dtype = "fp32",
-    json: Annotated[
-        Path | None, typer.Option(help="Write the results as JSON.", metavar="FILE")
-    ] = None,
+    json: JsonFile = None,
     plots: Annotated[
         Path | None,
         typer.Option(help="Draw every study into this folder, as NAME.svg.", metavar="DIR"),

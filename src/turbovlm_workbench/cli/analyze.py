@@ -7,15 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from turbovlm_workbench.cli.arguments import MODEL_HELP, Device, Dtype, Weights
+from turbovlm_workbench.cli.arguments import MODEL_HELP, Batch, Device, Dtype, JsonFile, Weights
 from turbovlm_workbench.cli.setting import (
     Alpha,
     Config,
     Limit,
     Method,
     Removed,
+    Speedup,
     check_limit,
-    read_setting,
+    given_merge,
 )
 
 
@@ -25,17 +26,16 @@ def analyze_command(
         Path, typer.Option(help="Folder of images, searched with its subfolders.", metavar="DIR")
     ],
     r: Removed = None,
+    speedup: Speedup = None,
     method: Method = None,
     alpha: Alpha = None,
     config: Config = None,
     limit: Limit = None,
     weights: Weights = None,
-    batch: Annotated[int, typer.Option(help="Images per call.")] = 32,
+    batch: Batch = 32,
     device: Device = None,
     dtype: Dtype = "fp32",
-    json: Annotated[
-        Path | None, typer.Option(help="Write the results as JSON.", metavar="FILE")
-    ] = None,
+    json: JsonFile = None,
     plot: Annotated[
         Path | None,
         typer.Option(help="Draw them by block: a .svg or .png file.", metavar="FILE"),
@@ -43,8 +43,8 @@ def analyze_command(
 ) -> None:
     """Look at every block of an encoder: how alike its tokens are, and where its guide looks.
 
-    With --r also what merging leaves and loses in each block. Of a vision-language model the visual
-    tokens in every layer of its language model are looked at too. Examples:
+    With --r or --speedup also what merging leaves and loses in each block. Of a vision-language
+    model the visual tokens in every layer of its language model are looked at too. Examples:
 
       turbovlm analyze timm:vit_base_patch16_224 --images photos --plot blocks.svg
 
@@ -72,7 +72,7 @@ def analyze_command(
     from turbovlm_workbench.tasks.image import told_batches
     from turbovlm_workbench.tasks.registry import load_task
 
-    merge = read_setting(r, method, alpha, config)
+    merge = given_merge({"r": r, "speedup": speedup, "method": method, "alpha": alpha}, config)
     check_limit(limit)
     place = pick_device(device)
     plan = BenchPlan(batch, place, pick_dtype(dtype, place))

@@ -52,6 +52,8 @@ Beams = Annotated[
     int | None,
     typer.Option(help="Beams of a captioner (default: 3; 1 for a model that answers a prompt)."),
 ]
+Batch = Annotated[int, typer.Option(help="Images per call.")]
+JsonFile = Annotated[Path | None, typer.Option(help="Write the results as JSON.", metavar="FILE")]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, ... (default: the accelerator if there is one).")
 ]

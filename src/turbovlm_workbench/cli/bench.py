@@ -9,9 +9,11 @@ import typer
 
 from turbovlm_workbench.cli.arguments import (
     Amounts,
+    Batch,
     Beams,
     Device,
     Dtype,
+    JsonFile,
     Keeps,
     Speedups,
     Weights,
@@ -60,7 +62,7 @@ def bench_command(
     fused: Annotated[
         bool, typer.Option("--fused", help="Fuse BLIP's attention too, as a row of its own.")
     ] = False,
-    batch: Annotated[int, typer.Option(help="Images per call.")] = 32,
+    batch: Batch = 32,
     device: Device = None,
     dtype: Dtype = "fp32",
     compiled: Annotated[
@@ -71,9 +73,7 @@ def bench_command(
         typer.Option("--graph", help="Capture both sides of every ratio as CUDA graphs."),
     ] = False,
     rounds: Annotated[int, typer.Option(help="Interleaved timing rounds.")] = 10,
-    json: Annotated[
-        Path | None, typer.Option(help="Write the results as JSON.", metavar="FILE")
-    ] = None,
+    json: JsonFile = None,
     html: Annotated[
         Path | None, typer.Option(help="Write a page with plot and merge maps.", metavar="FILE")
     ] = None,

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from turbovlm_workbench.cli.arguments import JsonFile
+
 PAGE, PAINTED = Path("turbovlm-demo.html"), Path("turbovlm-demo-generate.html")
 ASKED = Path("turbovlm-demo-vlm.html")
 ROUNDS, SECONDS, BATCH = 8, 30.0, 32
@@ -25,9 +27,7 @@ def demo_command(
             help=f"The page to write (default: {PAGE}, {PAINTED} or {ASKED}).", metavar="FILE"
         ),
     ] = None,
-    json: Annotated[
-        Path | None, typer.Option(help="Write the results as JSON.", metavar="FILE")
-    ] = None,
+    json: JsonFile = None,
 ) -> None:
     """Show on the built-in captioner what merging gains and costs on this machine.
 

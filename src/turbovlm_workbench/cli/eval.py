@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from turbovlm.config import Merge, VisualTokens
-from turbovlm.errors import ConfigError
-from turbovlm_workbench.cli.arguments import (
-    MODEL_HELP,
-    Beams,
-    Device,
-    Dtype,
-    Weights,
-    read_keep,
+from turbovlm_workbench.cli.arguments import MODEL_HELP, Beams, Device, Dtype, Weights
+from turbovlm_workbench.cli.setting import (
+    Alpha,
+    Config,
+    Method,
+    Removed,
+    Speedup,
+    given_settings,
 )
-
-if TYPE_CHECKING:
-    from turbovlm_workbench.settings import Settings
 
 
 def eval_command(
@@ -54,24 +50,10 @@ def eval_command(
     ] = None,
     split: Annotated[str, typer.Option(help="Split of a Karpathy file.")] = "test",
     weights: Weights = None,
-    r: Annotated[
-        int | None,
-        # torchrun takes --r for one of its own options, wherever it stands
-        typer.Option("--r", "-r", help="Tokens removed in every block (default: none)."),
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(help="turbo, redundancy, semantics, random (default: turbo)."),
-    ] = None,
-    alpha: Annotated[
-        float | None, typer.Option(help="Weight of the semantic value in turbo.")
-    ] = None,
-    speedup: Annotated[
-        float | None,
-        typer.Option(
-            help="Instead of --r, how many times fewer operations the encoder's blocks shall need."
-        ),
-    ] = None,
+    r: Removed = None,
+    method: Method = None,
+    alpha: Alpha = None,
+    speedup: Speedup = None,
     keep: Annotated[
         str | None,
         typer.Option(
@@ -80,10 +62,7 @@ def eval_command(
             metavar="KEEP",
         ),
     ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(help="A saved setting, instead of all these.", metavar="FILE"),
-    ] = None,
+    config: Config = None,
     beams: Beams = None,
     top: Annotated[int, typer.Option(help="Candidates that a matching head ranks anew.")] = 128,
     limit: Annotated[int | None, typer.Option(help="Only the first so many examples.")] = None,
@@ -119,7 +98,7 @@ def eval_command(
     from turbovlm_workbench.tasks.request import Request
 
     given = {"r": r, "speedup": speedup, "method": method, "alpha": alpha}
-    applied = _settings({k: v for k, v in given.items() if v is not None}, keep, config)
+    applied = given_settings(given, keep, config)
     request = Request(model, data, images, answers, split, weights, beams, top, limit)
     processes = join_processes(pick_device(device))
     if against is not None:
@@ -138,35 +117,6 @@ def eval_command(
         return
     shown = evaluation_table(todo.measures, done, gaps)
     print_parts(heading(done), shown, *broken(done), f"predictions: {out}")
-
-
-def _settings(fields: dict[str, Any], keep: str | None, config: Path | None) -> Settings:
-    """What to apply; nothing where neither the flags nor --config ask for it.
-
-    Args:
-        fields: of a `Merge`, those that are given.
-        keep: of `VisualTokens`.
-        config: a file with whole settings.
-    """
-    from turbovlm_workbench.settings import load_settings
-
-    if config is not None:
-        if fields or keep is not None:
-            raise ConfigError(
-                "--config is a whole setting: leave --r, --speedup, --method, --alpha and --keep "
-                "out"
-            )
-        return load_settings(config)
-    kept = () if keep is None else (VisualTokens(keep=read_keep(keep)),)
-    if "r" in fields or "speedup" in fields:
-        return (Merge.from_dict(fields), *kept)
-    if fields:
-        flags = " and ".join(f"--{name}" for name in fields)
-        raise ConfigError(
-            f"{flags} without --r or --speedup changes nothing: give one of the two, or leave it "
-            "out"
-        )
-    return kept
 
 
 def _silent(stage: str, done: int, total: int) -> None:

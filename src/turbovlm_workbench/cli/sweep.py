@@ -10,9 +10,11 @@ import typer
 from turbovlm_workbench.cli.arguments import (
     MODEL_HELP,
     Amounts,
+    Batch,
     Beams,
     Device,
     Dtype,
+    JsonFile,
     Keeps,
     Speedups,
     Weights,
@@ -53,13 +55,11 @@ def sweep_command(
     fused: Annotated[
         bool, typer.Option("--fused", help="Fuse BLIP's attention too, as a row of its own.")
     ] = False,
-    batch: Annotated[int, typer.Option(help="Images per call.")] = 32,
+    batch: Batch = 32,
     device: Device = None,
     dtype: Dtype = "fp32",
     rounds: Annotated[int, typer.Option(help="Interleaved timing rounds.")] = 10,
-    json: Annotated[
-        Path | None, typer.Option(help="Write the results as JSON.", metavar="FILE")
-    ] = None,
+    json: JsonFile = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the front: a .svg or .png file.", metavar="FILE")
     ] = None,

@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.workbench import build
 from tests.workbench.cli.test_commands import turbovlm_runs
+from turbovlm import Merge, VisualTokens
 from turbovlm_workbench.analyze.encoder import Analysis
 
 TIMM = f"timm:{build.TINY}"
@@ -47,6 +48,28 @@ def test_analyze_from_start_to_end(place: Path, capsys: pytest.CaptureFixture[st
         assert picture.width > picture.height
 
 
+def test_a_speed_up_and_a_saved_setting_are_analyzed_alike(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = (
+        "analyze", TIMM, "--weights", place / "tiny.safetensors", "--images", place / "photos",
+        "--batch", 3, "--json", place / "s.json",
+    )  # fmt: skip
+    found = []
+    Merge(speedup=1.4).save(place / "merge.json")
+    for more in (("--speedup", 1.4), ("--config", place / "merge.json"), ("--r", 8)):
+        code, _, err = turbovlm_runs(capsys, *common, *more)
+        assert code == 0, err
+        sides = Analysis.from_dict(json.loads((place / "s.json").read_text())["encoder"]).sides
+        (merged,) = (blocks for name, blocks in sides.items() if name != "unmerged")
+        found.append([block.tokens for block in merged])
+    assert found[0] == found[1] != found[2]
+    VisualTokens(keep=0.5).save(place / "keep.json")
+    code, _, err = turbovlm_runs(capsys, *common, "--config", place / "keep.json")
+    assert code == 2
+    assert "this command takes one Merge" in err
+
+
 def test_a_captioner_is_analyzed_by_its_tower(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -62,7 +85,7 @@ def test_a_captioner_is_analyzed_by_its_tower(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--alpha", "2"], "--alpha without --r changes nothing"),
+        (["--alpha", "2"], "--alpha without --r or --speedup changes nothing"),
         (["--r", "4", "--config", "x.json"], "--config is a whole setting"),
         (["--limit", "0"], "--limit must be at least 1"),
         (["--plot", "x.gif"], "--plot x.gif must end in .svg or .png"),

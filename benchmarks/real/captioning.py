@@ -157,7 +157,8 @@ def settings(args: argparse.Namespace) -> list[turbovlm.Merge]:
         found += [turbovlm.Merge.from_dict({"r": r, "method": m}) for m in args.method]
         found += [turbovlm.Merge(r=r, alpha=alpha) for alpha in args.alpha or ()]
         found += [turbovlm.Merge(r=r, inflection=late) for late in args.inflection or ()]
-    return found
+    found += [turbovlm.Merge(speedup=wanted) for wanted in args.speedup]
+    return found + [turbovlm.Merge(r=schedule) for schedule in args.schedule]
 
 
 def parse() -> argparse.Namespace:
@@ -176,6 +177,14 @@ def parse() -> argparse.Namespace:
     p.add_argument("--method", nargs="+", choices=METHODS, default=METHODS)
     p.add_argument("--alpha", type=float, nargs="+", help="also turbo with these numbers")
     p.add_argument("--inflection", type=float, nargs="+", help="also turbo with these schedules")
+    p.add_argument("--speedup", type=float, nargs="+", default=[], help="also turbo with these")
+    p.add_argument(
+        "--schedule",
+        type=lambda text: tuple(map(int, text.split(","))),
+        nargs="+",
+        default=[],
+        help="also turbo with these r a block",
+    )
     p.add_argument("--beams", type=int, default=1)
     p.add_argument("--batch", type=int, default=50)
     p.add_argument("--rounds", type=int, default=10, help="of timing; 0: none")
@@ -193,10 +202,9 @@ def main() -> None:
         seen = it.see(config)
         result = it.result(seen, it.say(seen))
         assert result.kl.min() > 1e-9, "merging changed nothing"
-        r = config.r
-        assert isinstance(r, int)
+        r = config.r if isinstance(config.r, int) else 0
         row = {"setting": repr(config), "r": r, **result.summary()}
-        if config == turbovlm.Merge(r=r):
+        if r and config == turbovlm.Merge(r=r):
             turbo[r] = result
         elif r in turbo:  # by how much turbo is better, image by image
             row["cider_under_turbo"] = interval((turbo[r].ciders - result.ciders).tolist())

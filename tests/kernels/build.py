@@ -11,38 +11,18 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime.jit import JITFunction
 
 from turbovlm.kernels.triton import attend, best, look, merge, plan
 
-TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_90": GPUTarget("cuda", 90, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
-}
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from absent import TARGETS, absent  # a benchmark, which is no package
+
 FEW = {torch.bfloat16: (64, 88), torch.float32: (256,)}
 ALL = dict.fromkeys(FEW, (16, 40, 64, 72, 88, 128, 144, 160, 192, 256))
-
-
-class Absent:
-    """A driver that knows what the device would be, and has none."""
-
-    def __init__(self, target: GPUTarget) -> None:
-        self.target = target
-
-    def get_current_target(self) -> GPUTarget:
-        return self.target
-
-    def get_current_device(self) -> str:
-        return str(self.target)
-
-    def get_current_stream(self, _: object = None) -> int:
-        return 0
 
 
 def calls(widths_of: Mapping[torch.dtype, tuple[int, ...]]) -> None:
@@ -68,22 +48,15 @@ def calls(widths_of: Mapping[torch.dtype, tuple[int, ...]]) -> None:
 
 
 def main() -> None:
-    run = JITFunction.run
     built: list[tuple[str, str, int]] = []
-
-    def build(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        if target.backend == "hip" and "PRECISION" in options:
-            options["PRECISION"] = "ieee"
-        made: Any = run(self, *args, grid=grid, warmup=True, **options)
-        built.append((name, self.fn.__name__, made.metadata.shared))
-
-    JITFunction.run = build
     names = [word for word in sys.argv[1:] if word in TARGETS]
     for name in names or TARGETS:
-        target = TARGETS[name]
-        driver: Any = Absent(target)
-        triton.runtime.driver.set_active(driver)
-        calls(ALL if "--all" in sys.argv else FEW)
+
+        def keep(kernel: str, made: Any, name: str = name) -> None:
+            built.append((name, kernel, made.metadata.shared))
+
+        with absent(name, keep):
+            calls(ALL if "--all" in sys.argv else FEW)
     print(json.dumps(built))
 
 

@@ -140,7 +140,7 @@ class Attention(TorchFunctionMode):
             else:
                 self._keep(query, key)
                 if row is not None:
-                    self._measure(row_logits(row, key) * factor)
+                    self._measure(row_logits(row, key), factor)
         if self.bias is not None:
             if fast and attn_mask is None and not dropout_p:
                 return kernels.attend(query, key, value, self.bias, factor)
@@ -213,9 +213,11 @@ class Attention(TorchFunctionMode):
         weight = real.to(rows.dtype)[:, None, :, None]
         return (rows * weight).sum(2, keepdim=True) / weight.sum(2, keepdim=True).clamp_min(1)
 
-    def _measure(self, logits: Tensor) -> None:
+    def _measure(self, logits: Tensor, factor: float = 1.0) -> None:
         if self.bias is not None:
-            logits = logits.float() + self.bias[:, None]
+            logits = torch.add(self.bias[:, None], logits.float(), alpha=factor)
+        elif factor != 1:
+            logits = logits * factor
         self.value = semantic_value(logits)
 
 

@@ -51,8 +51,8 @@ def tune_command(
     """Find the fastest setting whose loss stays within a promise, and save it.
 
     A third of the images is searched with, the rest validates the result. Without labels the
-    unmerged model is the reference. The exit code is 0 if a setting was saved, 1 if none is
-    worth it. Examples:
+    unmerged model is the reference. On a GPU the limit stands beside the result. The exit code is
+    0 if a setting was saved, 1 if none is worth it. Examples:
 
       turbovlm tune timm:vit_base_patch16_224 --images photos --max-loss 1%
 
@@ -77,7 +77,8 @@ def tune_command(
 
     goal = Goal(read_share(max_loss, "--max-loss"), seed, tuple(read_keeps(keep)))
     place = pick_device(device)
-    plan = BenchPlan(batch, place, pick_dtype(dtype, place), rounds=rounds)
+    beside = place.type == "cuda"
+    plan = BenchPlan(batch, place, pick_dtype(dtype, place), rounds=rounds, beside=beside)
     check_writable(out, "--out")
     folder = ImageFolder.open(images, labels)
     tuning.split_images(len(folder), seed)  # refuses too few before the model is loaded

@@ -8,7 +8,7 @@ to those of the host but one copy a block that drops some.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from turbovlm.maths.speedup import BlockCost
 from turbovlm.plug.encoder.find import Tower, survey
 from turbovlm.plug.encoder.state import TowerFacts
 from turbovlm.plug.encoder.trace import Trace
+from turbovlm.plug.names import bind
 from turbovlm.plug.swap import parameters_of, site_of
 
 
@@ -31,11 +32,10 @@ def dropping(plain: nn.Module, merged: nn.Module, trace: Trace) -> nn.Module | N
         trace: of its only encoder that merges.
 
     Returns:
-        ``plain``; None where its blocks get tables along the tokens, which would not follow, where
-        images share a sequence, or several encoders merge.
+        ``plain``; None where images share a sequence, or several encoders merge.
     """
     towers = survey(plain, hosts.rows(), hosts.REFUSALS).patched
-    if len(towers) != 1 or towers[0].row.follow or towers[0].row.packed is not None:
+    if len(towers) != 1 or towers[0].row.packed is not None:
         return None
     tower = towers[0]
     facts: TowerFacts = site_of(merged.get_submodule(tower.name)).patch.facts
@@ -43,7 +43,8 @@ def dropping(plain: nn.Module, merged: nn.Module, trace: Trace) -> nn.Module | N
     for block, after in zip(tower.blocks, trace.tokens, strict=True):
         keep = equal_length(facts.cost, before, after)
         if keep < length:
-            block.register_forward_pre_hook(_first(block, keep), with_kwargs=True)
+            hook = _first(tower, block, keep, trace.start)
+            block.register_forward_pre_hook(hook, with_kwargs=True)
         before, length = after, min(keep, length)
     if facts.last and length < trace.start:
         _restore(tower, trace.start)
@@ -59,16 +60,25 @@ def equal_length(cost: BlockCost, before: int, after: int) -> int:
     return round((math.sqrt(linear**2 + 4 * square * whole) - linear) / (2 * square))
 
 
-def _first(block: nn.Module, keep: int) -> Callable[..., Any]:
-    """A hook that hands the first ``keep`` tokens to the block."""
-    name = parameters_of(type(block).forward)[0]
+def _first(tower: Tower, block: nn.Module, keep: int, start: int) -> Callable[..., Any]:
+    """A hook that hands the first ``keep`` of ``start`` tokens to the block, and their tables."""
+    names = parameters_of(type(block).forward)
 
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        if args:
-            return (args[0][:, :keep].contiguous(), *args[1:]), dict(kwargs)
-        return args, {**kwargs, name: kwargs[name][:, :keep].contiguous()}
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = bind(names, args, kwargs)
+        given[names[0]] = given[names[0]][:, :keep].contiguous()
+        for name in given.keys() & set(tower.row.follow):
+            given[name] = _rows(given[name], start - keep)
+        return (), given
 
     return hook
+
+
+def _rows(table: Any, dropped: int) -> Any:
+    """A table along the tokens, with or without the prefix, less its last rows."""
+    if isinstance(table, tuple | list):
+        return type(table)(_rows(part, dropped) for part in table)
+    return table[..., :-dropped, :].contiguous() if isinstance(table, Tensor) else table
 
 
 def _restore(tower: Tower, length: int) -> None:

@@ -37,6 +37,25 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True)
+class FirstImages:
+    """The first ``count`` of ``images``, or all where there are fewer."""
+
+    images: Images
+    count: int
+
+    def __len__(self) -> int:
+        return min(self.count, len(self.images))
+
+    def name(self, index: int) -> str:
+        """What to call image ``index`` in a report."""
+        return self.images.name(index)
+
+    def image(self, index: int) -> Image.Image:
+        """Image ``index`` in mode RGB."""
+        return self.images.image(index)
+
+
+@dataclass(frozen=True)
 class ImageFolder:
     """The images below ``root``, sorted by path, with ``labels`` in the same order if known."""
 

@@ -61,7 +61,7 @@ def tune_lines(tuned: Tuned, out: Path) -> list[str]:
         said.append(
             f"One of the {held} images weighs {100 / held:.1f} %, more than the promise: give more."
         )
-    return [*said, "", tune_verdict(tuned, out)]
+    return [*said, "", tune_verdict(tuned, out), *_beside(tuned)]
 
 
 def tune_verdict(tuned: Tuned, out: Path) -> str:
@@ -78,6 +78,23 @@ def tune_verdict(tuned: Tuned, out: Path) -> str:
         f"Nothing is worth it: within {promise} the fastest setting, {tuned.closest.name}, has "
         f"{_speed(tuned)} the speed of the unmerged model. Nothing was saved."
     )
+
+
+def _beside(tuned: Tuned) -> list[str]:
+    """Each mode and its limit, and what to do where launches are the cost."""
+    if tuned.beside is None:
+        return []
+    row = tuned.beside.rows[-1]
+    modes = [(tuned.beside.mode, row.speedup, row.limit)]
+    if row.eager is not None:
+        modes.insert(0, ("eager", row.eager.speedup, row.eager.limit))
+    said = [
+        f"{mode} {speedup.value:.2f}x"
+        + ("" if limit is None else f", of at most {limit.value:.2f}x by dropping as many tokens")
+        for mode, speedup, limit in modes
+    ]
+    lines = [f"{row.name} at batch {tuned.beside.batch}: {'; '.join(said)}."]
+    return lines if tuned.beside.launches is None else [*lines, tuned.beside.launches]
 
 
 def _line(chosen: Trial, out: Path) -> str:

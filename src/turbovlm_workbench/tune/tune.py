@@ -10,8 +10,10 @@ from typing import Any
 from turbovlm.measure import environment
 from turbovlm.measure.speed import Ratio
 from turbovlm_workbench.compare.advice import GAIN
+from turbovlm_workbench.compare.bench import run_bench
 from turbovlm_workbench.compare.plan import BenchPlan, Progress
-from turbovlm_workbench.data.images import Images
+from turbovlm_workbench.compare.rows import BenchReport
+from turbovlm_workbench.data.images import FirstImages, Images
 from turbovlm_workbench.metrics.measure import Measure
 from turbovlm_workbench.settings import to_plain
 from turbovlm_workbench.tasks.image import ImageTask
@@ -38,6 +40,8 @@ class Tuned:
         chosen: the accepted trial; None where none was accepted, or its speed is no gain.
         closest: the accepted trial, also where its speed is no gain.
         speedup: of ``closest`` over the unmerged model, measured; None if none was accepted.
+        beside: a bench of ``closest`` on one batch, where ``plan.beside`` asks for the limit; on a
+            CUDA device in a CUDA graph too, if the task is one forward.
         trials: every evaluation, in order.
         environment: the machine and the versions of the libraries.
     """
@@ -55,6 +59,7 @@ class Tuned:
     chosen: Trial | None
     closest: Trial | None
     speedup: Ratio | None
+    beside: BenchReport | None
     trials: tuple[Trial, ...]
     environment: Mapping[str, Any]
 
@@ -70,6 +75,7 @@ class Tuned:
             data[name] = plain(data[name])
         for name in ("loss", "speedup"):
             data[name] = None if data[name] is None else dataclasses.asdict(data[name])
+        data["beside"] = None if self.beside is None else self.beside.to_dict()
         data["measures"] = [dataclasses.asdict(measure) for measure in self.measures]
         data["trials"] = [plain(trial) for trial in self.trials]
         data["environment"] = dict(self.environment)
@@ -123,6 +129,9 @@ def tune(
     fastest = max(range(len(kept)), key=lambda index: speeds[index].value, default=None)
     accepted, speedup = (None, None) if fastest is None else (kept[fastest], speeds[fastest])
     worth = speedup is not None and speedup.value >= GAIN and speedup.low > 1
+    beside = None
+    if plan.beside and accepted is not None:
+        beside = _beside(task, FirstImages(images, plan.batch), accepted, plan, progress)
     return Tuned(
         model=task.name,
         task=task.kind,
@@ -137,6 +146,16 @@ def tune(
         chosen=accepted if worth else None,
         closest=accepted,
         speedup=speedup,
+        beside=beside,
         trials=tuple(search.trials),
         environment=environment(plan.device),
     )
+
+
+def _beside(
+    task: ImageTask[Any], images: Images, trial: Trial, plan: BenchPlan, progress: Progress
+) -> BenchReport:
+    """What the device gives at most, so that a small gain can be told from a wrong batch."""
+    graphs = plan.device.type == "cuda" and not task.writes
+    plan = dataclasses.replace(plan, mode="graph" if graphs else "eager")
+    return run_bench(task.select(range(len(images))), images, [trial.settings], plan, progress)

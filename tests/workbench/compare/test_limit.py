@@ -89,9 +89,28 @@ def test_all_positions_are_there_for_who_reads_them() -> None:
         assert limit(x).last_hidden_state.shape == (1, 65, 32)
 
 
-def test_tables_along_the_tokens_are_not_followed() -> None:
+def test_tables_along_the_tokens_follow() -> None:
+    """Rotary tables with a row for every token, and without rows for cls and registers."""
+    x = torch.randn(1, 3, 32, 32)
     model = hf.DINOv3ViTModel(hf.DINOv3ViTConfig(**build.SIZES, num_register_tokens=4)).eval()
-    assert sides(model, Merge(r=8), torch.randn(1, 3, 32, 32))[1] is None
+    _, limit = sides(model, Merge(r=8), x)
+    assert limit is not None
+    with torch.no_grad():
+        found = limit(x).last_hidden_state
+        assert found.shape == model(x).last_hidden_state.shape
+        assert not torch.allclose(found, model(x).last_hidden_state, atol=1e-4)
+    eva = build.wild(
+        timm.models.Eva(
+            img_size=64, patch_size=8, embed_dim=48, depth=4, num_heads=2, num_classes=5,
+            use_rot_pos_emb=True, use_abs_pos_emb=False,
+        )
+    )  # fmt: skip
+    x = torch.randn(1, 3, 64, 64)
+    merged, limit = sides(eva, Merge(r=6), x)
+    assert limit is not None
+    with torch.no_grad():
+        assert limit(x).shape == (1, 5)
+    assert turbovlm.flops(limit, x).gmacs == pytest.approx(turbovlm.flops(merged, x).gmacs, rel=0.1)
 
 
 def test_a_bench_shows_the_limit_beside(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 from rich.console import Console
 
+from tests.workbench.report.make import report, row
 from turbovlm.config import Merge, VisualTokens
 from turbovlm.measure.speed import Ratio
+from turbovlm_workbench.compare.rows import EagerSpeed
 from turbovlm_workbench.report.tune import tune_lines, tune_table
 from turbovlm_workbench.tasks.classification import AGREEMENT, GIVEN_UP
 from turbovlm_workbench.tune.trials import Loss, Trial
@@ -51,6 +53,7 @@ def tuned(**changes: Any) -> Tuned:
         "chosen": trials[-1],
         "closest": trials[-1],
         "speedup": Ratio(1.31, 1.29, 1.33),
+        "beside": None,
         "trials": trials,
         "environment": {},
     }
@@ -116,3 +119,17 @@ def test_plain_data_holds_the_choice() -> None:
     assert data["speedup"] == {"value": 1.31, "low": 1.29, "high": 1.33}
     nothing = dataclasses.replace(tuned(), chosen=None, closest=None, speedup=None).to_dict()
     assert (nothing["settings"], nothing["chosen"], nothing["speedup"]) == (None, None, None)
+
+
+def test_the_limit_of_each_mode_stands_beside() -> None:
+    low, high = Ratio(0.95, 0.94, 0.96), Ratio(1.4, 1.39, 1.41)
+    eager = EagerSpeed(100.0, Ratio(0.9, 0.89, 0.91), low)
+    merged = dataclasses.replace(row(Merge(r=8), 1.3, 0.95), limit=high, eager=eager)
+    found = report(rows=(row(None, 1.0, 1.0), merged), mode="graph", launches="Use graphs.")
+    assert said(tuned(beside=found)).endswith(
+        "turbo r=8 at batch 32: eager 0.90x, of at most 0.95x by dropping as many tokens; "
+        "graph 1.30x, of at most 1.40x by dropping as many tokens.\nUse graphs."
+    )
+    alone = dataclasses.replace(merged, limit=None, eager=None)
+    found = report(rows=(row(None, 1.0, 1.0), alone))
+    assert said(tuned(beside=found)).endswith("turbo r=8 at batch 32: eager 1.30x.")

@@ -255,6 +255,19 @@ def test_a_merge_is_timed_on_the_machine(
     assert sum(map(bool, few)) < sum(map(bool, many))
 
 
+def test_the_limit_stands_beside_where_it_is_asked_for(place: Path, images: ImageFolder) -> None:
+    task = load_task(f"timm:{build.TINY}", place / "tiny.safetensors")
+    plan = BenchPlan(batch=8, rounds=2, beside=True)
+    found = tune(task, images, Goal(0.5, 0, ()), plan, timer=by_operations)
+    assert found.beside is not None
+    assert found.closest is not None
+    whole, merged = found.beside.rows
+    assert merged.settings == found.closest.settings
+    assert merged.limit is not None
+    assert merged.gflops < whole.gflops
+    assert found.to_dict()["beside"]["rows"][1]["limit"]["value"] == merged.limit.value
+
+
 def test_fewer_visual_tokens_within_the_promise(place: Path, small: ImageFolder) -> None:
     keeps = (VisualTokens(keep=2), VisualTokens(keep=0.5), VisualTokens(keep=0.99))
     task = load_task(str(build.llava(place / "llava")))

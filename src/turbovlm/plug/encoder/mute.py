@@ -2,13 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from turbovlm.plug.encoder.row import Row
+
+_ADDING = frozenset(
+    (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.add_, Tensor.__iadd__)
+)
+_SCALING = frozenset((Tensor.mul, Tensor.__mul__, Tensor.__rmul__, Tensor.mul_, Tensor.__imul__))
+
+
+class Nothing(Tensor):
+    """Zeros ``(B, 1, 1)`` or ``(1, 1)`` that are never added: the sum is the other operand itself.
+
+    A residual add of zeros is a launch, and a pass over all tokens. Scaled or dropped out they are
+    what they were; every other function gets them as plain zeros.
+    """
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Answer a sum, a product or a dropout, and run anything else on the zeros."""
+        with torch._C.DisableTorchFunctionSubclass():
+            if func is F.dropout:
+                return args[0]
+            if not kwargs and len(args) == 2:
+                zeros, other = args if isinstance(args[0], cls) else args[::-1]
+                if func in _SCALING and isinstance(zeros, cls):
+                    return zeros
+                if func in _ADDING and type(other) is Tensor and _broadcasts(zeros, other):
+                    return other
+            return func(*args, **kwargs or {})
+
+
+def _broadcasts(zeros: Tensor, x: Tensor) -> bool:
+    """Whether the sum would have the shape and the type of ``x``."""
+    return (
+        x.dtype == zeros.dtype
+        and x.dim() == zeros.dim()
+        and (x.dim() == 2 or x.shape[0] == zeros.shape[0])
+    )
 
 
 class Zero(nn.Module):
@@ -32,13 +75,15 @@ class Zero(nn.Module):
         return _as_returned(self._zeros(x), self.extras)
 
     def _zeros(self, x: Tensor) -> Tensor:
+        if isinstance(x, Nothing):
+            return x
         shape = (1, 1) if x.dim() == 2 else (x.shape[0], 1, 1)
         if type(x) is not Tensor or torch.compiler.is_compiling():
             return x.new_zeros(shape)
         # made once: on a GPU filling three numbers is a launch like any other
         key = (shape, x.dtype, x.device, torch.is_inference_mode_enabled())
         if key not in self._made:
-            self._made[key] = x.new_zeros(shape)
+            self._made[key] = x.new_zeros(shape).as_subclass(Nothing)
         return self._made[key]
 
     def __getstate__(self) -> dict[str, Any]:

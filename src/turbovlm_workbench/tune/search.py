@@ -14,6 +14,7 @@ from turbovlm.errors import ConfigError, ModelError
 from turbovlm.maths.speedup import merging_blocks
 from turbovlm.measure import Rounds, Timing, compare
 from turbovlm.measure.speed import Ratio
+from turbovlm.plug.swap import patched, site_of
 from turbovlm_workbench.compare.plan import BenchPlan, Progress
 from turbovlm_workbench.compare.titles import title_of
 from turbovlm_workbench.compare.variants import build_settings
@@ -62,6 +63,8 @@ class Search:
         with turbovlm.applied(task.model, Merge(r=0)) as run:
             task.outputs(task.model, self.pixels[:1])
             trace = run.trace
+            facts = (getattr(site_of(m).patch, "facts", None) for m in patched(task.model))
+            self.every = next(found for found in facts if found is not None).cost.every
         self.stack = Stack(len(trace.tokens), trace.start, trace.prefix_tokens)
         self.stack = dataclasses.replace(self.stack, collapse=self.collapses())
         self.stack = dataclasses.replace(self.stack, merge=self.merge_time())
@@ -161,7 +164,7 @@ class Search:
         if shape == "the same r":
             return even(share, self.stack)
         if shape in ("middle", "three"):
-            blocks = merging_blocks(self.stack.depth, few=shape == "three")
+            blocks = merging_blocks(self.stack.depth, shape == "three", self.every)
             return one_share(share, blocks, self.stack)
         blocks = list(costs)
         if shape == "every second":

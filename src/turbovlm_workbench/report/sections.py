@@ -40,7 +40,13 @@ class Cells:
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture with what the model says of it: by setting, words and whether they changed."""
+    """What a model says of one input: by setting, words and whether they changed.
+
+    Attributes:
+        name: of the input.
+        uri: a picture as a ``data:`` address; empty for none.
+        words: by setting.
+    """
 
     name: str
     uri: str

@@ -17,6 +17,9 @@ from turbovlm_workbench.metrics.registry import metrics_for
 from turbovlm_workbench.tasks.base import Task
 from turbovlm_workbench.tasks.request import Request
 
+PREDICTIONS = "predictions"
+"""The stage whose records are what the task is about."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -113,7 +116,7 @@ class ScoredTask(Task, ABC):
         files: Callable[[int], Sequence[Path]],
     ) -> Stage:
         """The only pass of a simple task: one record for each example."""
-        return Stage("predictions", [e.id for e in self.examples], load, predict, files)
+        return Stage(PREDICTIONS, [e.id for e in self.examples], load, predict, files)
 
     def image(self, path: Path) -> Tensor:
         """Pixels (3, H, W) of one image file.

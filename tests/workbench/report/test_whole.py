@@ -25,7 +25,7 @@ from turbovlm_workbench.report.maps import map_strip, picture_uri
 from turbovlm_workbench.report.marked import marked_words
 from turbovlm_workbench.report.page import bench_page
 from turbovlm_workbench.report.trade import pareto, trade_points
-from turbovlm_workbench.report.whole import LARGEST, read_section, report_page
+from turbovlm_workbench.report.whole import LARGEST, read_sections, report_page
 from turbovlm_workbench.studies.arm import Shape
 from turbovlm_workbench.studies.run import Ablation, ArmResult, StudyResult
 from turbovlm_workbench.tasks.classification import ACCURACY, KL
@@ -112,7 +112,7 @@ def page_of(tmp_path: Path, *kinds: str) -> str:
     for kind in kinds:
         path = tmp_path / f"{kind}.json"
         path.write_text(json.dumps(RESULTS[kind]()))
-        sections.append(read_section(path))
+        sections.append(read_sections([path])[0])
     return report_page(sections, "A title")
 
 
@@ -176,9 +176,9 @@ def test_other_files_are_named(tmp_path: Path, content: str, message: str) -> No
     path = tmp_path / "x.json"
     path.write_text(content)
     with pytest.raises(InputError, match=message):
-        read_section(path)
+        read_sections([path])
     with pytest.raises(InputError, match="cannot read the result"):
-        read_section(tmp_path / "gone.json")
+        read_sections([tmp_path / "gone.json"])
 
 
 def test_a_page_that_is_too_large_is_refused(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_page_that_is_too_large_is_refused(tmp_path: Path) -> None:
     data["pictures"] *= 1 + LARGEST // len(data["pictures"][0]["strip"])
     path.write_text(json.dumps(data))
     with pytest.raises(InputError, match=r"the page would have 3\.\d MB, more than 3"):
-        report_page([read_section(path)], "x")
+        report_page(read_sections([path]), "x")
 
 
 def pages(tmp_path: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-WIDTH = 160  # columns that the widest table needs
+WIDTH = 200  # columns that the widest table needs
 IN_ASCII = {"±": "+-", "→": "->", "…": "..."}
 HANDLER = "turbovlm"
 _command: ContextVar[str] = ContextVar("command", default="turbovlm")

@@ -53,13 +53,16 @@ def ablation() -> dict[str, Any]:
     gaps = {"accuracy": (-0.1, -0.2, 0.0)}
     arms = tuple(
         ArmResult(f"arm {n}", float(n), "S1", (38.2, 130.0), f"Merge(r={n})", 90, 1 + n / 5,
-                  {"accuracy": 0.9 - n / 50, "kl": 0.01 * n}, gaps)
+                  {"accuracy": 0.9 - n / 50, "kl": 0.01 * n}, gaps | {"kl": (0.01 * n, 0.0, 0.1)},
+                  {"kl": (0.01 * n - 0.02, -0.03, 0.05)} if n != 2 else {})
         for n in range(5)
     )  # fmt: skip
     ours = tuple(dataclasses.replace(arm, published=()) for arm in arms)
     studies = (
-        StudyResult("components", "which part", "Table 8", ("B@4", "CIDEr"), "", None, arms),
-        StudyResult("five-percent", "the fastest", "", (), "drop ratio", 0.05, ours),
+        StudyResult(
+            "components", "which part", "Table 8", ("B@4", "CIDEr"), "", None, "arm 2", arms
+        ),
+        StudyResult("five-percent", "the fastest", "", (), "drop ratio", 0.05, "arm 2", ours),
     )
     whole = {"accuracy": 0.9, "kl": 0.0}
     found = Ablation("m", "classification", 100, Shape(12, 197, 1), 1.26, (ACCURACY, KL), whole,
@@ -139,6 +142,8 @@ def test_the_verdict_of_the_page_is_that_of_the_most_telling_result(tmp_path: Pa
     for words in (
         "turbovlm analyze x --images y", "a cpu", "timm:&lt;x&gt;",
         '<span class="changed">&lt;cat&gt;</span>', "0 of 1 outputs stay", "paper: CIDEr",
+        "KL to base [95 %]", "0.0100 [0.0000, 0.1000]", "-0.0100 [-0.0300, +0.0500]",
+        'data-title="KL to base [95 %]">base</td>',
         "within 5% of the unmerged accuracy: S1 1.40x", "vqa 0.7500 [0.7000, 0.8000]",
     ):  # fmt: skip
         assert words in text

@@ -159,12 +159,12 @@ def recording(
         model: patched.
         observe: called in every block of its encoders with what the block saw, so that nothing
             need be kept of a long sequence. Every block then runs in halves, which changes nothing
-            but the time and the rounding.
+            but the time and the rounding. Of a tower that packs all images in one sequence each
+            image is a sample, padded with tokens of size 0.
 
     Raises:
         NotApplied: if the model is not patched, or has no encoder to observe.
-        UnsupportedInput: with ``observe``, by the forward of a compiled model, or of a tower that
-            packs all images in one sequence.
+        UnsupportedInput: with ``observe``, by the forward of a compiled model.
     """
     patches: dict[int, Patch[Any, Any, Any]] = {
         id(site_of(module).patch): site_of(module).patch

@@ -14,6 +14,8 @@ from turbovlm.maths.plan import Plan
 class BlockRecord:
     """What one block of an encoder saw: what `turbovlm.recording` hands to ``observe``.
 
+    A sample is an image, also where a tower packs the images of a batch in one sequence.
+
     Attributes:
         block: index, from 0.
         prefix_tokens: how many tokens lead the sequence and are never merged.

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from torch import Tensor
-
 from turbovlm_workbench.data.images import read_image
 from turbovlm_workbench.data.predictions import Record
 from turbovlm_workbench.metrics.measure import Measure
@@ -118,13 +116,13 @@ class ScoredTask(Task, ABC):
         """The only pass of a simple task: one record for each example."""
         return Stage(PREDICTIONS, [e.id for e in self.examples], load, predict, files)
 
-    def image(self, path: Path) -> Tensor:
-        """Pixels (3, H, W) of one image file.
+    def image(self, path: Path) -> Any:
+        """What `LoadedModel.batch` takes of one image file: pixels (3, H, W), or `Pictures`.
 
         Raises:
             InputError: if it cannot be read.
         """
-        return self.prepare([read_image(path)])[0]
+        return self.prepare.one(read_image(path))
 
     def score(self, pairs: Mapping[str, tuple[Any, Any]]) -> TaskScores:
         """All metrics of the task.

@@ -136,7 +136,7 @@ def run_task(
     scores = mean_scores(found)
     done = result(task, applied, scores, broken, clock.seconds, clock.examples)
     told = {"command": plan.command, "settings": settings}
-    done = {**told, **done, "draws": len(draws), "environment": environment()}
+    done = Result({**told, **done, "draws": len(draws), "environment": environment()})
     if done["examples_per_second"] is None:  # all was predicted before
         done["examples_per_second"] = _earlier(plan.out / RESULT).get("examples_per_second")
     _write(plan.out, done, scores)
@@ -243,7 +243,7 @@ def _of(progress: Progress, number: int, draws: int) -> Progress:
     return lambda stage, done, total: progress(f"{stage}, draw {number} of {draws}", done, total)
 
 
-def _earlier(path: Path) -> Result:
+def _earlier(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 

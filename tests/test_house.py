@@ -21,7 +21,7 @@ LAB = Path(turbovlm_lab.__file__).parent
 # from the ground up; a floor may import its own and those before it. Rooms of ``plug`` beside one
 # another (encoder, denoiser, language) share what lies below them, and nothing else.
 LIBRARY_FLOORS = [
-    {"errors"},
+    {"errors", "notebook"},
     {"maths"},
     {"config"},
     {"kernels"},

@@ -10,6 +10,7 @@ from torch import nn
 
 from turbovlm.config import Setting
 from turbovlm.errors import ConfigError, NotApplied, UnknownArchitecture
+from turbovlm.notebook import html_table
 from turbovlm.plug import stored
 from turbovlm.plug.denoiser.state import Move
 from turbovlm.plug.encoder.state import EncoderPatch
@@ -46,6 +47,13 @@ class Run:
         if not wanted or any(record is None for record in wanted):
             raise NotApplied("nothing is recorded yet: run the model first")
         return tuple(wanted)
+
+    def _repr_html_(self) -> str:
+        """In a notebook: every record there is."""
+        found = [r for recorder in self._recorders if (r := recorder.found()) is not None]
+        return "".join(map(_record_html, found)) or html_table(
+            "Run", ("record",), [("nothing yet: run the model first",)]
+        )
 
     @property
     def trace(self) -> Trace:
@@ -159,12 +167,12 @@ def recording(
         model: patched.
         observe: called in every block of its encoders with what the block saw, so that nothing
             need be kept of a long sequence. Every block then runs in halves, which changes nothing
-            but the time and the rounding.
+            but the time and the rounding. Of a tower that packs all images in one sequence each
+            image is a sample, padded with tokens of size 0.
 
     Raises:
         NotApplied: if the model is not patched, or has no encoder to observe.
-        UnsupportedInput: with ``observe``, by the forward of a compiled model, or of a tower that
-            packs all images in one sequence.
+        UnsupportedInput: with ``observe``, by the forward of a compiled model.
     """
     patches: dict[int, Patch[Any, Any, Any]] = {
         id(site_of(module).patch): site_of(module).patch
@@ -197,6 +205,19 @@ def applied(model: object, *configs: Setting | None, record: bool = True) -> Ite
             yield run
     finally:
         remove(model)
+
+
+def _record_html(record: Any) -> str:
+    """A record of any kind; that of a denoiser is a tuple of its modules."""
+    if isinstance(record, tuple) and all(isinstance(move, Move) for move in record):
+        rows = [
+            (m.name, m.kind, m.tokens, 0 if m.fold is None else m.fold.plan.source.shape[1])
+            for m in record
+        ]
+        heads = ("module", "kind", "tokens", "merged")
+        return html_table("Moves", heads, rows, "of the last step of the denoising")
+    own = getattr(record, "_repr_html_", None)
+    return html_table(type(record).__name__, ("record",), [(record,)]) if own is None else own()
 
 
 def _target(model: object) -> Any:

@@ -8,7 +8,6 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import turbovlm
-from tests.hosts.packed import QWEN25, run
 from tests.hosts.test_rows import blocks_of, each_case, tokens_in
 from tests.hosts.zoo import TIMM, Case, pixels, wild
 from tests.reference.literal import Setting, merge_step, recorded
@@ -95,14 +94,3 @@ def test_what_cannot_be_observed_is_named() -> None:
         turbovlm.recording(torch.nn.Linear(2, 2), observe=print),
     ):
         pass
-
-
-@torch.no_grad()
-def test_a_packed_tower_says_that_it_cannot_be_observed() -> None:
-    model = QWEN25.build()
-    turbovlm.apply(model, Merge(r=2))
-    with (
-        turbovlm.recording(model, observe=print),
-        pytest.raises(errors.UnsupportedInput, match="packs all images in one sequence"),
-    ):
-        run(model, *QWEN25.inputs())

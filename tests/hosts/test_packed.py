@@ -100,9 +100,12 @@ def test_r_zero_and_removed_are_the_host_bit_for_bit(case: Packed) -> None:
 
 def literal_block(
     block: Any, x: Tensor, size: Tensor, at: list[int], homes: list[int], setting: Setting,
-    layer: int, rotary: Rotary,
+    layer: int, rotary: Rotary, noted: list[Any],
 ) -> tuple[Tensor, Tensor, list[int]]:  # fmt: skip
-    """One image through one block, window by window; ``homes`` is the window of each token."""
+    """One image through one block, window by window; ``homes`` is the window of each token.
+
+    ``noted`` gets the tokens after the attention, their A and their sizes.
+    """
     parts = Parts(block)
     n = len(at)
     metric, mixed = [x[0]] * n, [x[0]] * n
@@ -120,6 +123,7 @@ def literal_block(
         return torch.stack(mixed)
 
     x = parts.attention_branch(x, windows)
+    noted.append((x, torch.tensor(value), size))
     scored = []
     for i in range(0, n, 2):
         goals = [j for j in range(1, n, 2) if homes[j] == homes[i]]
@@ -141,8 +145,11 @@ def literal_block(
     return parts.mlp_branch(torch.stack(rows)), torch.tensor(sizes), [at[t] for t in kept]
 
 
-def literal(model: Any, case: Packed, setting: Setting) -> list[tuple[Tensor, list[int], Tensor]]:
-    """The tower image by image; tokens, original positions and sizes of each after the blocks."""
+def literal(
+    model: Any, case: Packed, setting: Setting
+) -> list[tuple[Tensor, list[int], Tensor, list[Any]]]:
+    """The tower image by image; tokens, original positions and sizes of each after the blocks, and
+    what was noted in each of them."""
     given, _, entering = seen(model, case)
     found, first = [], 0
     for n in frames(case):
@@ -151,6 +158,7 @@ def literal(model: Any, case: Packed, setting: Setting) -> list[tuple[Tensor, li
             torch.ones(n),
             list(range(n)),
         )
+        noted: list[Any] = []
         for layer, (block, rest) in enumerate(zip(blocks_of(model), given, strict=True)):
             cos, sin = (t[first : first + n][None] for t in rest["position_embeddings"])
             ends = list(accumulate(frames(case)))
@@ -158,8 +166,8 @@ def literal(model: Any, case: Packed, setting: Setting) -> list[tuple[Tensor, li
                 ends = rest["cu_seqlens"].tolist()[1:]
             homes = [next(k for k, end in enumerate(ends) if first + t < end) for t in at]
             rotary = Rotary(cos, sin, half=True)
-            x, size, at = literal_block(block, x, size, at, homes, setting, layer, rotary)
-        found.append((x, at, size))
+            x, size, at = literal_block(block, x, size, at, homes, setting, layer, rotary, noted)
+        found.append((x, at, size, noted))
         first += n
     return found
 
@@ -191,7 +199,7 @@ def test_equals_a_literal_reference_image_by_image(case: Packed, name: str) -> N
     sizes = record.trace.sizes
     assert sizes is not None
     first = before = 0
-    for n, (rows, at, size) in zip(frames(case), expected, strict=True):
+    for n, (rows, at, size, _) in zip(frames(case), expected, strict=True):
         assert survivors[before : before + len(at)] == [first + t for t in at]
         torch.testing.assert_close(sizes[0, before : before + len(at)], size)
         places = [first + t for t in at]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from turbovlm.errors import ConfigError
+from turbovlm.notebook import html_table
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,6 +38,11 @@ class Setting:
         """Only what differs from the defaults, as one would write it."""
         shown = (f"{name}={value!r}" for name, value in self._given().items())
         return f"{type(self).__name__}({', '.join(shown)})"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: only what differs from the defaults, as one would write it below."""
+        rows = [(name, repr(value)) for name, value in self._given().items()]
+        return html_table(type(self).__name__, ("setting", "value"), rows, repr(self))
 
     def _given(self) -> dict[str, Any]:
         return {

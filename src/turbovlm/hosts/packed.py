@@ -36,7 +36,7 @@ ROWS = (
         "qwen2_5_vl",
         "Qwen2_5_VLVisionBlock",
         "Qwen2_5_VisionTransformerPretrainedModel",
-        Packing(whole="fullatt_block_indexes"),
+        Packing(whole="fullatt_block_indexes", window="window_size"),
         "Qwen/Qwen2.5-VL-7B-Instruct",
     ),
     _row(
@@ -82,7 +82,7 @@ ROWS = (
         **_ALONG,
         tables="attention.head_dim",
         mask="attention_mask",
-        packed=Packing(bounds=None, grid="image_sizes", side="patch_size"),
+        packed=Packing(bounds=None, grid="image_sizes", side="patch_size", cell=None),
         example="mistral-community/pixtral-12b",
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,10 @@ import turbovlm
 from turbovlm import hosts
 from turbovlm.config import Merge, VisualTokens
 from turbovlm.errors import ModelError, NotApplied
-from turbovlm.plug.encoder.find import find_towers
+from turbovlm.plug.encoder.find import Tower, find_towers
 from turbovlm.plug.encoder.trace import BlockRecord, Trace
-from turbovlm_workbench.compare.samples import patch_grid
+from turbovlm_workbench.compare.places import Place, places, visual_grid
+from turbovlm_workbench.load.own_size import Pixels
 from turbovlm_workbench.tasks.image import ImageTask
 
 
@@ -29,7 +31,7 @@ class MergeStep:
     Attributes:
         block: from 1.
         owner: int64 (h, w), patches with the same number are one token.
-        tokens: length of the sequence.
+        tokens: of the picture that are left, those that lead the sequence included.
     """
 
     block: int
@@ -74,50 +76,53 @@ def picture_maps(
     """
     pixels = task.pixels(list(images.values()))
     encoder = task.encoder(task.model)
-    guide = _guide(encoder, pixels)
+    tower = find_towers(encoder, hosts.rows(), hosts.REFUSALS)[0]
+    where = places(tower, lambda: task.encode(task.model, pixels), pixels)
+    guides = _guides(task, tower, pixels, where)
     said = {"unmerged": task.words(task.outputs(task.model, pixels))}
     traces: dict[str, Trace] = {}
     for name, merge in settings.items():
         with turbovlm.applied(task.model, merge) as run:
             said[name] = task.words(task.outputs(task.model, pixels))
             traces[name] = run.trace
-    grid = patch_grid(guide.shape[1], *pixels.shape[2:])
     return [
         PictureMaps(
             name=name,
             picture=task.prepare.show(pixels[row]),
-            guide=guide[row].reshape(grid).numpy(),
-            sides={side: _steps(trace, row, grid) for side, trace in traces.items()},
+            guide=guides[row],
+            sides={side: _steps(trace, where[row]) for side, trace in traces.items()},
             words={side: texts[row] for side, texts in said.items()},
         )
         for row, name in enumerate(images)
     ]
 
 
-def _guide(encoder: torch.nn.Module, pixels: Tensor) -> Tensor:
-    """``(B, patches)`` float64: the guide's attention, mean over the blocks, at most 1."""
-    tower = find_towers(encoder, hosts.rows(), hosts.REFUSALS)[0]
+def _guides(
+    task: ImageTask[Any], tower: Tower, pixels: Pixels, where: Sequence[Place]
+) -> list[NDArray[np.float64]]:
+    """For each picture the guide's attention, mean over the blocks, at most 1: float (h, w)."""
     seen: list[Tensor] = []
 
     def note(record: BlockRecord) -> None:
         seen.append(record.value[:, record.prefix_tokens :].double().cpu())
 
     with (
-        turbovlm.applied(encoder, Merge(r=0), record=False),
+        turbovlm.applied(task.encoder(task.model), Merge(r=0), record=False),
         turbovlm.recording(tower.module, observe=note),
     ):
-        encoder(pixels)
+        task.encode(task.model, pixels)
     mean = torch.stack(seen).mean(0)
-    return mean / mean.max(1, keepdim=True).values
+    laid = [place.lay(mean[n, : math.prod(place.grid)]) for n, place in enumerate(where)]
+    return [(guide / guide.max()).numpy() for guide in laid]
 
 
-def _steps(trace: Trace, row: int, grid: tuple[int, int]) -> tuple[MergeStep, ...]:
+def _steps(trace: Trace, place: Place) -> tuple[MergeStep, ...]:
     steps = []
     for block, plan in enumerate(trace.plans, start=1):
-        if plan is None:
-            continue
-        owner = trace.representative(block)[row, trace.prefix_tokens :].cpu()
-        steps.append(MergeStep(block, owner.reshape(grid).numpy(), trace.tokens[block - 1]))
+        if plan is not None:
+            owner = place.owners(trace, block)
+            tokens = trace.prefix_tokens + len(owner.unique())
+            steps.append(MergeStep(block, owner.numpy(), tokens))
     return tuple(steps)
 
 
@@ -160,9 +165,7 @@ def kept_maps(
             trace = run.visual.images[0]
         except NotApplied as error:
             raise ModelError(f"{config} leaves {name} all its visual tokens: keep fewer") from error
-        place = [] if trace.place is None else trace.place.tolist()
-        grid = len({row[1] for row in place}), len({row[2] for row in place})
-        if grid[0] * grid[1] != len(trace.owner):
+        if (grid := visual_grid(trace)) is None:
             raise ModelError(f"the visual tokens of {name} lie in no grid: they cannot be drawn")
         kept = torch.zeros(len(trace.owner), dtype=torch.bool)
         kept[trace.kept.cpu()] = True

@@ -107,7 +107,8 @@ def ablate_command(
     request = Request(model, data, images=images, split=split, weights=weights, limit=limit)
     processes = join_processes(pick_device(device))
     number_format = pick_dtype(dtype, processes.device)
-    plan = RunPlan(out, processes, batch, number_format, 0, {"dtype": dtype})
+    asked = {"dtype": dtype}
+    plan = RunPlan(out, processes, batch, number_format, 0, asked, command=command_line())
     with progress_bar() as progress:
         found = run_studies(build_task(task, request), chosen, plan, r, progress)
 

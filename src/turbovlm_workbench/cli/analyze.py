@@ -88,7 +88,8 @@ def analyze_command(
         pixels = partial(told_batches, task, folder, chosen, plan.batch)
         encoder = task.encoder(whole)
         told = partial(progress, "encoder")
-        found = analyze_encoder(encoder, encoder, pixels(told), settings, model)
+        forward = partial(task.encode, whole)
+        found = analyze_encoder(encoder, forward, pixels(told), settings, model)
         language = None
         if has_visual_tokens(whole):
             told = partial(progress, "language model")

@@ -102,6 +102,7 @@ def bench_command(
         write_file,
         write_json,
     )
+    from turbovlm_workbench.cli.terminal import command_line, with_command
     from turbovlm_workbench.compare.bench import run_bench
     from turbovlm_workbench.compare.plan import BenchPlan
     from turbovlm_workbench.compare.rows import Mode
@@ -139,11 +140,12 @@ def bench_command(
         from turbovlm_workbench.report.page import bench_page
 
         shown = show_some(task, folder, report)
-        write_file(path, bench_page(report, *shown, title=f"turbovlm on {model}"))
+        title = f"turbovlm on {model}"
+        write_file(path, bench_page(report, *shown, title=title, command=command_line()))
         print_parts(f"page: {path}")
 
     deliver(
-        lambda: write_json(report.to_dict(), json),
+        lambda: write_json(with_command(report.to_dict()), json),
         lambda: show(report),
         None if html is None else lambda: page(html),
     )

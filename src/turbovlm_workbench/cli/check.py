@@ -48,6 +48,7 @@ def check_command(
     from turbovlm.config import Merge, VisualTokens
     from turbovlm.errors import ConfigError
     from turbovlm_workbench.cli.output import print_json, print_parts, progress_bar
+    from turbovlm_workbench.cli.terminal import with_command
     from turbovlm_workbench.compare.check import RECOMMENDED, check_model
     from turbovlm_workbench.load.skeleton import outline
     from turbovlm_workbench.report.check import check_lines
@@ -69,7 +70,7 @@ def check_command(
         progress("checking", 1, 2)
         found = check_model(on_meta, config, tokens, size)
     if json:
-        print_json(found.to_dict())
+        print_json(with_command(found.to_dict()))
     else:
         print_parts(check_lines(found))
     return 0 if found.fits else 1

@@ -63,6 +63,7 @@ def _caption(html: Path, json: Path | None) -> None:
         write_file,
         write_json,
     )
+    from turbovlm_workbench.cli.terminal import command_line, with_command
     from turbovlm_workbench.compare.bench import run_bench
     from turbovlm_workbench.compare.plan import BenchPlan
     from turbovlm_workbench.compare.samples import show_some
@@ -91,10 +92,10 @@ def _caption(html: Path, json: Path | None) -> None:
         from turbovlm_workbench.report.page import bench_page
 
         title = "turbovlm: a small captioner, faster"
-        write_file(html, bench_page(report, samples, setting, title))
+        write_file(html, bench_page(report, samples, setting, title, command_line()))
         print_parts(f"page: {html}")
 
-    deliver(lambda: write_json(report.to_dict(), json), tell, page)
+    deliver(lambda: write_json(with_command(report.to_dict()), json), tell, page)
 
 
 def _paint(html: Path, json: Path | None) -> None:
@@ -105,6 +106,7 @@ def _paint(html: Path, json: Path | None) -> None:
         write_file,
         write_json,
     )
+    from turbovlm_workbench.cli.terminal import with_command
     from turbovlm_workbench.demo.painter import painter_demo as painting
     from turbovlm_workbench.report.generation import (
         picture_notes,
@@ -125,7 +127,7 @@ def _paint(html: Path, json: Path | None) -> None:
         print_parts(f"page: {html}")
 
     deliver(
-        lambda: write_json(data, json),
+        lambda: write_json(with_command(data), json),
         lambda: print_parts(
             "\n".join(drawn.prompts),
             picture_table(drawn),
@@ -145,6 +147,7 @@ def _ask(html: Path, json: Path | None) -> None:
         write_file,
         write_json,
     )
+    from turbovlm_workbench.cli.terminal import with_command
     from turbovlm_workbench.demo.vlm import vlm_demo
     from turbovlm_workbench.report.vlm import vlm_notes, vlm_page, vlm_table
 
@@ -156,7 +159,7 @@ def _ask(html: Path, json: Path | None) -> None:
         print_parts(f"page: {html}")
 
     deliver(
-        lambda: write_json(shown.to_dict(), json),
+        lambda: write_json(with_command(shown.to_dict()), json),
         lambda: print_parts(vlm_table(shown), "\n".join(vlm_notes(shown))),
         page,
     )

@@ -89,6 +89,7 @@ def eval_command(
       accelerate launch -m turbovlm eval vqa --model ... --data ... --out runs/vqa
     """
     from turbovlm_workbench.cli.output import print_json, print_parts, progress_bar
+    from turbovlm_workbench.cli.terminal import command_line
     from turbovlm_workbench.load.device import pick_device, pick_dtype
     from turbovlm_workbench.report.evaluation import broken, evaluation_table, heading
     from turbovlm_workbench.run.processes import join_processes
@@ -105,7 +106,7 @@ def eval_command(
         read_scores(against / SCORES)  # whether it is there at all, before the model is loaded
     asked = {"beams": beams, "top": top, "dtype": dtype}
     number_format = pick_dtype(dtype, processes.device)
-    plan = RunPlan(out, processes, batch, number_format, workers, asked, against)
+    plan = RunPlan(out, processes, batch, number_format, workers, asked, against, command_line())
     with progress_bar() if processes.leads else nullcontext(_silent) as progress:
         todo = build_task(task, request)
         done = run_task(todo, applied, plan, progress)

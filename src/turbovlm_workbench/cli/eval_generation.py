@@ -84,6 +84,7 @@ def eval_generation_command(
       --reference runs/plain --fid-weights inception.pth --clip openai/clip-vit-base-patch16
     """
     from turbovlm_workbench.cli.output import print_json, print_parts, progress_bar
+    from turbovlm_workbench.cli.terminal import command_line
     from turbovlm_workbench.generation.draw import Drawing, check_seed
     from turbovlm_workbench.generation.fid import load_fid
     from turbovlm_workbench.generation.pipeline import as_loaded, check_pipeline, load_pipeline
@@ -114,7 +115,7 @@ def eval_generation_command(
     number_format = pick_dtype(dtype, processes.device)
     kept = {"steps": drawing.steps, "guidance": drawing.guidance, "size": size}
     kept |= {"negative": negative, "dtype": dtype}
-    plan = RunPlan(out, processes, batch, number_format, 0, kept)
+    plan = RunPlan(out, processes, batch, number_format, 0, kept, command=command_line())
     with progress_bar() if processes.leads else nullcontext(_silent) as progress:
         # the small models first: what is wrong with them shows at once
         scores = processes.leads and compared is not None

@@ -76,6 +76,7 @@ def generate_command(
         progress_bar,
         write_file,
     )
+    from turbovlm_workbench.cli.terminal import with_command
     from turbovlm_workbench.data.images import read_image
     from turbovlm_workbench.generation.compare import (
         PicturePlan,
@@ -110,7 +111,7 @@ def generate_command(
 
     def tell() -> None:
         if json:
-            print_json({**drawn.to_dict(), "out": str(out)})
+            print_json(with_command({**drawn.to_dict(), "out": str(out)}))
             return
         notes = "\n".join(picture_notes(drawn))
         print_parts(picture_table(drawn), notes, picture_verdict(drawn), f"pictures: {out}")

@@ -32,9 +32,9 @@ def report_command(
     """
     from turbovlm.errors import require
     from turbovlm_workbench.cli.output import check_writable, deliver, print_parts, write_file
-    from turbovlm_workbench.report.whole import read_section, report_page
+    from turbovlm_workbench.report.whole import read_sections, report_page
 
     check_writable(out, "--out")
     require("jinja2", "report")
-    page = report_page([read_section(path) for path in results], title)
+    page = report_page(read_sections(results), title)
     deliver(lambda: write_file(out, page), lambda: print_parts(f"page: {out}"))

@@ -83,6 +83,7 @@ def sweep_command(
         write_file,
         write_json,
     )
+    from turbovlm_workbench.cli.terminal import with_command
     from turbovlm_workbench.compare.bench import run_bench
     from turbovlm_workbench.compare.plan import BenchPlan
     from turbovlm_workbench.compare.sweep import Sweep
@@ -115,7 +116,7 @@ def sweep_command(
         print_parts(f"plot: {path}")
 
     deliver(
-        lambda: write_json(found.to_dict(), json),
+        lambda: write_json(with_command(found.to_dict()), json),
         lambda: print_parts(sweep_table(found), "\n".join(sweep_lines(found)), found.report.advice),
         None if plot is None else lambda: draw(plot),
     )

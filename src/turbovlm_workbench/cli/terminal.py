@@ -5,15 +5,15 @@ from __future__ import annotations
 import codecs
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-WIDTH = 160  # columns that the widest table needs
+WIDTH = 200  # columns that the widest table needs
 IN_ASCII = {"±": "+-", "→": "->", "…": "..."}
 HANDLER = "turbovlm"
 _command: ContextVar[str] = ContextVar("command", default="turbovlm")
@@ -27,6 +27,11 @@ def remember_command(argv: Sequence[str]) -> None:
 def command_line() -> str:
     """The command that runs, as a shell takes it: results hold it."""
     return _command.get()
+
+
+def with_command(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A result in JSON types, with the command that measured it before all else."""
+    return {"command": command_line(), **data}
 
 
 def visible(text: str) -> str:

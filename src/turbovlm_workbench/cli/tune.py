@@ -66,6 +66,7 @@ def tune_command(
         progress_bar,
         write_json,
     )
+    from turbovlm_workbench.cli.terminal import with_command
     from turbovlm_workbench.compare.plan import BenchPlan
     from turbovlm_workbench.data.images import ImageFolder
     from turbovlm_workbench.load.device import pick_device, pick_dtype
@@ -88,7 +89,7 @@ def tune_command(
 
     def tell() -> None:
         if json:
-            print_json(found.to_dict())
+            print_json(with_command(found.to_dict()))
         else:
             print_parts(tune_table(found), "\n".join(tune_lines(found, out)))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from turbovlm.measure.speed import Ratio
+from turbovlm.notebook import html_table
 from turbovlm_workbench.metrics.measure import Measure
 from turbovlm_workbench.settings import Settings, code_of, to_plain
 
@@ -146,6 +147,14 @@ class BenchReport:
     launches: str | None
     advised: str | None
     environment: Mapping[str, Any]
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the table and the advice."""
+        from turbovlm_workbench.report.table import bench_cells, headers
+
+        rows = [bench_cells(self, row) for row in self.rows]
+        strong = [n for n, row in enumerate(self.rows) if row.name == self.advised]
+        return html_table(f"{self.task} of {self.model}", headers(self), rows, self.advice, strong)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 import turbovlm
-from turbovlm.api import Run
-from turbovlm.errors import ModelError
+from turbovlm import hosts
+from turbovlm.plug.encoder.find import find_towers
+from turbovlm.plug.language.trace import ImageTrace
+from turbovlm_workbench.compare.places import patch_grid, places, visual_grid
 from turbovlm_workbench.compare.rows import BenchReport
 from turbovlm_workbench.compare.titles import line_of
 from turbovlm_workbench.data.images import Images
@@ -79,44 +79,32 @@ def samples(
     before = task.outputs(task.model, pixels)
     with turbovlm.applied(task.model, *settings) as run:
         after = task.outputs(task.model, pixels)
-    owners, tokens = _visual(run) if keep_of(settings) is not None else _merged(run, len(pixels))
-    grid = patch_grid(owners.shape[1], *pixels.shape[2:])
+    prefix = 0
+    shown = [task.prepare.show(pixels[row]) for row in range(len(pixels))]
+    if keep_of(settings) is not None:
+        owners = [_kept(image, one) for image, one in zip(run.visual.images, shown, strict=True)]
+    else:
+        tower = find_towers(task.encoder(task.model), hosts.rows(), hosts.REFUSALS)[0]
+        where = places(tower, lambda: task.encode(task.model, pixels), pixels)
+        owners = [place.owners(run.trace) for place in where]
+        prefix = run.trace.prefix_tokens
     words = zip(task.words(before), task.words(after), strict=True)
     return [
         Sample(
             name=images.name(index),
-            picture=task.prepare.show(pixels[row]),
+            picture=shown[row],
             unmerged=unmerged,
             merged=merged,
-            owner=owners[row].reshape(grid).numpy(),
-            tokens=tokens,
+            owner=owners[row].numpy(),
+            tokens=prefix + len(owners[row].unique()),
         )
         for row, (index, (unmerged, merged)) in enumerate(zip(indices, words, strict=True))
     ]
 
 
-def _merged(run: Run, images: int) -> tuple[Tensor, int]:
-    """Of every patch ``(B, N)`` the token that stands for it, and how many tokens are left."""
-    trace = run.trace
-    owners = trace.representative().cpu().expand(images, -1)[:, trace.prefix_tokens :]
-    return owners, trace.tokens[-1]
-
-
-def _visual(run: Run) -> tuple[Tensor, int]:
-    """The same of the tokens that the language model got."""
-    seen = run.visual.images
-    if len({len(image.owner) for image in seen}) > 1:
-        raise ModelError("the images have different numbers of tokens: leave out --html")
-    return torch.stack([image.owner.cpu() for image in seen]), len(seen[0].kept)
-
-
-def patch_grid(patches: int, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of ``patches`` square patches on an image."""
-    rows = round(math.sqrt(patches * height / width))
-    columns = patches // max(rows, 1)
-    if rows * columns != patches:
-        raise ModelError(
-            f"{patches} tokens form no grid over {height} x {width} pixels, so that they cannot be "
-            "drawn: leave out --html"
-        )
-    return rows, columns
+def _kept(image: ImageTrace, picture: NDArray[np.uint8]) -> Tensor:
+    """Of every visual token the one that stands for it in the prompt: int64 (h, w)."""
+    owner = image.owner.cpu()
+    if (grid := visual_grid(image)) is None:
+        grid = patch_grid(len(owner), *picture.shape[:2])
+    return owner.reshape(grid)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from turbovlm.notebook import html_table
 from turbovlm_workbench.compare.rows import BenchReport, BenchRow
 
 
@@ -30,6 +31,15 @@ class Sweep:
     def rows(self) -> list[BenchRow]:
         """The rows, the fastest first."""
         return by_speed(self.report.rows)
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the table, those on the front with weight."""
+        from turbovlm_workbench.report.sweep import sweep_cells, sweep_headers
+
+        strong = [n for n, row in enumerate(self.rows) if row.name in self.front]
+        title = f"{self.report.task} of {self.report.model}"
+        cells = sweep_cells(self)
+        return html_table(title, sweep_headers(self), cells, self.report.advice, strong)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from turbovlm_workbench.load.own_size import Pixels, together
 from turbovlm_workbench.load.prepare import Prepare
 
 UNMERGED = "unmerged"
@@ -35,15 +36,15 @@ class LoadedModel:
         """Where the model is."""
         return next(self.model.parameters()).device
 
-    def batch(self, pixels: Sequence[Tensor]) -> Tensor:
-        """Pixels (3, H, W) of B images as (B, 3, H, W) with the model's device and type."""
-        return self._placed(torch.stack(list(pixels)))
+    def batch(self, pixels: Sequence[Any]) -> Pixels:
+        """What `Prepare.one` gave for B images, as one batch with the model's device and type."""
+        return self._placed(together(pixels))
 
-    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
-        """Preprocessed ``images`` with the model's device and type: (B, 3, H, W)."""
+    def pixels(self, images: Sequence[Image.Image]) -> Pixels:
+        """Preprocessed ``images`` with the model's device and type."""
         return self._placed(self.prepare(images))
 
-    def _placed(self, pixels: Tensor) -> Tensor:
+    def _placed(self, pixels: Pixels) -> Pixels:
         weight = next(self.model.parameters())
         return pixels.to(device=weight.device, dtype=weight.dtype)
 
@@ -74,7 +75,11 @@ class Captioner(LoadedModel):
     decode: Callable[[Tensor], list[str]]
     options: dict[str, Any] = field(default_factory=dict)
 
-    def write(self, model: Any, pixels: Tensor) -> Tensor:
+    def encode(self, model: Any, pixels: Pixels) -> object:
+        """Run the vision encoder of ``model``, the loaded one or a twin, and nothing else."""
+        return vision_tower(model)(pixels)
+
+    def write(self, model: Any, pixels: Pixels) -> Tensor:
         """Token ids (B, T) that ``model``, the loaded one or a twin, writes: one ``generate``."""
         return model.generate(pixel_values=pixels, do_sample=False, **self.options)
 

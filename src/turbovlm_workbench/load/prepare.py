@@ -13,10 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from turbovlm_workbench.load.own_size import Pictures, Pixels
+
 
 @dataclass(frozen=True)
 class Prepare:
     """Callable: B images in mode RGB to pixels (B, 3, H, W), float32 on the CPU.
+
+    Of a model that takes pictures in their own size or in tiles it gives `Pictures`.
 
     Args:
         transform: does the work.
@@ -24,16 +28,24 @@ class Prepare:
         std: what it divides by.
     """
 
-    transform: Callable[[Sequence[Image.Image]], Tensor]
+    transform: Callable[[Sequence[Image.Image]], Pixels]
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
-        """Pixels (B, 3, H, W)."""
+    def __call__(self, images: Sequence[Image.Image]) -> Pixels:
+        """Pixels (B, 3, H, W), or `Pictures`."""
         return self.transform(images)
 
-    def show(self, pixels: Tensor) -> NDArray[np.uint8]:
-        """Undo the normalisation of one image (3, H, W): what the model saw, uint8 (H, W, 3)."""
+    def one(self, image: Image.Image) -> Any:
+        """What `together` takes of one image: pixels (3, H, W), or `Pictures`."""
+        found = self.transform([image])
+        return found if isinstance(found, Pictures) else found[0]
+
+    def show(self, pixels: Tensor | Image.Image) -> NDArray[np.uint8]:
+        """Undo the normalisation of one image (3, H, W): what the model saw, uint8 (H, W, 3). One
+        of `Pictures` is shown as it is."""
+        if isinstance(pixels, Image.Image):
+            return np.asarray(pixels)
         mean, std = (torch.tensor(x).view(3, 1, 1) for x in (self.mean, self.std))
         colours = (pixels.float().cpu() * std + mean).clamp(0, 1) * 255
         return colours.round().byte().permute(1, 2, 0).numpy()
@@ -103,6 +115,11 @@ def processor_prepare(processor: Any) -> Prepare:
         tuple(mean),
         tuple(std),
     )
+
+
+def own_size_prepare(processor: Any) -> Prepare:
+    """Of a processor that leaves pictures their own size, or cuts them into tiles."""
+    return Prepare(lambda images: Pictures(processor, images), (0.0,) * 3, (1.0,) * 3)
 
 
 def _one_by_one(

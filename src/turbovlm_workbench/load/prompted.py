@@ -1,13 +1,13 @@
-"""Models that answer a prompt about an image: LLaVA's kind, through their processor."""
+"""Models that answer a prompt about an image, LLaVA's and Qwen-VL's kind, by their processor."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -15,7 +15,8 @@ from turbovlm.errors import ModelError, require
 from turbovlm.hosts.language import ROWS
 from turbovlm_workbench.load.answering import AnsweringModel
 from turbovlm_workbench.load.loaded import Captioner
-from turbovlm_workbench.load.prepare import Prepare, processor_prepare
+from turbovlm_workbench.load.own_size import Pictures, Pixels
+from turbovlm_workbench.load.prepare import Prepare, own_size_prepare, processor_prepare
 from turbovlm_workbench.load.transformers import architecture, pretrained, pretrained_model
 from turbovlm_workbench.paper import register_paper_models
 
@@ -27,10 +28,10 @@ WIDE, HIGH = (64, 48), (48, 64)  # of pictures that show whether the size of pix
 
 @dataclass(frozen=True)
 class Prompts:
-    """Callable: B instructions, each about one image, to inputs of ``generate`` beside the pixels.
+    """Callable: B instructions, each about one image, and the images, to inputs of ``generate``.
 
-    The placeholders of an image are as many as the processor makes of any picture, as the model
-    resizes all of them to one size.
+    Where the model resizes all pictures to one size, the placeholders of an image are as many as
+    the processor makes of any picture.
 
     Args:
         processor: the model's own.
@@ -38,16 +39,13 @@ class Prompts:
 
     processor: Any
 
-    def __call__(self, instructions: Sequence[str]) -> dict[str, Tensor]:
+    def __call__(self, instructions: Sequence[str], pixels: Pixels) -> dict[str, Tensor]:
         """``input_ids`` and ``attention_mask`` (B, T), padded on the left, and what goes along."""
-        found = self.processor(
-            images=[[Image.new("RGB", WIDE)] for _ in instructions],
-            text=[self.text(instruction) for instruction in instructions],
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        )
-        return {key: value for key, value in found.items() if key != "pixel_values"}
+        texts = [self.text(instruction) for instruction in instructions]
+        if isinstance(pixels, Pictures):
+            return pixels.inputs(texts)
+        blank = Pictures(self.processor, [Image.new("RGB", WIDE)] * len(texts), pixels.device)
+        return {**blank.inputs(texts), "pixel_values": pixels}
 
     def text(self, instruction: str) -> str:
         """With the chat template of the model; the placeholder and the words where it has none."""
@@ -58,12 +56,9 @@ class Prompts:
         return self.processor.apply_chat_template([message], add_generation_prompt=True)
 
 
-def answer_ids(
-    model: Any, pixels: Tensor, inputs: dict[str, Tensor], options: dict[str, Any]
-) -> Tensor:
+def answer_ids(model: Any, inputs: dict[str, Tensor], options: dict[str, Any]) -> Tensor:
     """What the model writes after its prompts: ids (B, T)."""
-    inputs = {key: value.to(pixels.device) for key, value in inputs.items()}
-    ids = model.generate(**inputs, pixel_values=pixels, do_sample=False, **options)
+    ids = model.generate(**inputs, do_sample=False, **options)
     return ids[:, inputs["input_ids"].shape[1] :]
 
 
@@ -79,10 +74,20 @@ class PromptedCaptioner(Captioner):
     prompts: Prompts
     instruction: str = CAPTION
 
-    def write(self, model: Any, pixels: Tensor) -> Tensor:
+    def encode(self, model: Any, pixels: Pixels) -> object:
+        """See `Captioner.encode`."""
+        if not isinstance(pixels, Pictures):
+            return super().encode(model, pixels)
+        takes = inspect.signature(model.get_image_features).parameters
+        inputs = self._inputs(pixels)
+        return model.get_image_features(**{k: v for k, v in inputs.items() if k in takes})
+
+    def write(self, model: Any, pixels: Pixels) -> Tensor:
         """See `Captioner.write`."""
-        inputs = self.prompts([self.instruction] * len(pixels))
-        return answer_ids(model, pixels, inputs, self.options)
+        return answer_ids(model, self._inputs(pixels), self.options)
+
+    def _inputs(self, pixels: Pixels) -> dict[str, Tensor]:
+        return self.prompts([self.instruction] * len(pixels), pixels)
 
 
 @dataclass(frozen=True)
@@ -99,10 +104,10 @@ class PromptedAnswers(AnsweringModel):
 
     OPTIONS = {"max_new_tokens": ANSWER_TOKENS}
 
-    def answer(self, pixels: Tensor, questions: Sequence[str]) -> list[str]:
+    def answer(self, pixels: Pixels, questions: Sequence[str]) -> list[str]:
         """See `AnsweringModel.answer`."""
-        inputs = self.prompts([self.instruction.format(question) for question in questions])
-        return self.words(answer_ids(self.model, pixels, inputs, self.OPTIONS))
+        asked = [self.instruction.format(question) for question in questions]
+        return self.words(answer_ids(self.model, self.prompts(asked, pixels), self.OPTIONS))
 
 
 def answers_prompts(name: str) -> bool:
@@ -125,7 +130,7 @@ def load_prompted_captioner(name: str, *, beams: int) -> PromptedCaptioner:
     """A captioner, by a local folder or a hub id.
 
     Raises:
-        ModelError: if a part of it cannot be loaded, or it takes pictures of any size.
+        ModelError: if a part of it cannot be loaded.
         MissingExtra: if transformers or torchvision is not installed.
     """
     model, prepare, processor = _parts(name)
@@ -153,8 +158,7 @@ def _parts(name: str) -> tuple[Any, Prepare, Any]:
     transformers = require("transformers", "hf")
     processor = pretrained(transformers.AutoProcessor, name)
     _check_processor(name, processor)
-    prepare = processor_prepare(processor.image_processor)
-    _check_size(name, prepare)
+    prepare = _prepare(name, processor)
     return pretrained_model(getattr(transformers, architecture(name)), name), prepare, processor
 
 
@@ -172,16 +176,20 @@ def _check_processor(name: str, processor: Any) -> None:
         )
 
 
-def _check_size(name: str, prepare: Prepare) -> None:
-    """Refuse what does not give one square of pixels an image, whatever its shape."""
-    shapes = set()
-    for size in (WIDE, HIGH):
-        pixels = prepare([Image.new("RGB", size)])
-        shapes.add(tuple(pixels.shape) if torch.is_tensor(pixels) else ())
+def _prepare(name: str, processor: Any) -> Prepare:
+    """Pixels, where every image becomes one square of them, else `Pictures`.
+
+    Raises:
+        ModelError: if pictures keep their shape and nothing tells the model which.
+    """
+    found = [Pictures(processor, [Image.new("RGB", size)]).seen() for size in (WIDE, HIGH)]
+    shapes = {tuple(values["pixel_values"].shape) for values in found}
     (shape, *others) = shapes
-    if others or len(shape) != 4 or shape[0] != 1:
+    if not others and len(shape) == 4 and shape[0] == 1:
+        return processor_prepare(processor.image_processor)
+    if set(found[0]) == {"pixel_values"} and all(len(s) == 4 and s[0] == 1 for s in shapes):
         raise ModelError(
-            f"{name} takes pictures in their own size or in tiles, which bench and eval do not: "
-            "use lmms-eval with --model turbovlm, or turbovlm.apply in Python; turbovlm check "
-            "counts it"
+            f"{name} gets pictures of different shapes and is not told which: give the image "
+            "processor in its folder one size, height and width, or a centre crop"
         )
+    return own_size_prepare(processor)

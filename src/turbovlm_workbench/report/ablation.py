@@ -8,26 +8,38 @@ from typing import Any
 from turbovlm_workbench.metrics.measure import Measure
 from turbovlm_workbench.report.figure import COLOURS, MARKERS, add_legend, dress_panel
 from turbovlm_workbench.report.plot import TEXT
-from turbovlm_workbench.studies.run import Ablation, ArmResult, StudyResult
+from turbovlm_workbench.studies.run import Ablation, ArmResult, Gap, StudyResult
 
 
 def study_headers(found: Ablation, study: StudyResult) -> list[str]:
     """Titles of the columns."""
-    measures = [m.title for m in found.measures]
+    fine = _finest(found, study)
+    measures = [
+        f"{m.title} [95 %]" if _is_its_change(found, m, fine) else m.title for m in found.measures
+    ]
     published = [f"paper: {column}" for column in study.columns]
-    return ["arm", "tokens", "ideal", *measures, "change [95 %]", *published]
+    changes = ["change [95 %]", f"{fine.title} to base [95 %]"]
+    return ["arm", "tokens", "ideal", *measures, *changes, *published]
 
 
 def study_rows(found: Ablation, study: StudyResult) -> list[list[str]]:
     """The unmerged model, then every arm, as text, in the order of `study_headers`."""
-    blank = [""] * len(study.columns)
+    blank, fine = [""] * len(study.columns), _finest(found, study)
     numbers = [m.text(found.unmerged[m.key]) for m in found.measures]
-    rows = [["unmerged", str(found.shape.tokens), "1.00x", *numbers, "", *blank]]
+    rows = [["unmerged", str(found.shape.tokens), "1.00x", *numbers, "", "", *blank]]
     for arm in study.arms:
-        numbers = [m.text(arm.metrics[m.key]) for m in found.measures]
+        numbers = [
+            m.text(arm.metrics[m.key])
+            + (_ends(m, arm.gaps[m.key]) if _is_its_change(found, m, fine) else "")
+            for m in found.measures
+        ]
         published = [f"{n:g}" for n in arm.published] or blank
-        change = _change(found.measures[0], arm)
-        rows.append([arm.label, str(arm.tokens), f"{arm.ideal:.2f}x", *numbers, change, *published])
+        first = found.measures[0]
+        changes = [_change(first, arm.gaps.get(first.key)), _change(fine, arm.beside.get(fine.key))]
+        if arm.label == study.base:
+            changes[1] = "base"
+        told = [arm.label, str(arm.tokens), f"{arm.ideal:.2f}x"]
+        rows.append([*told, *numbers, *changes, *published])
     return rows
 
 
@@ -46,7 +58,8 @@ def ablation_notes(found: Ablation) -> list[str]:
         "tokens: left after the last block. ideal: how many times fewer operations the encoder "
         "needs, counted, which is not a time.",
         f"change: of {found.measures[0].title} to the unmerged model, paired by example, with its "
-        "95 % bootstrap interval.",
+        "95 % bootstrap interval. to base: likewise, to the arm that is marked so, the paper's "
+        "setting or the first of a study.",
         "paper: BLIP's captions of COCO, so another model, other data and another machine: only "
         "the order of the rows and the size of their gaps compare.",
         "random is the mean of 5 draws; S1 to S4 and the baselines are Merge.paper, ours is Merge.",
@@ -120,8 +133,23 @@ def _keeps(found: Ablation, arm: ArmResult, within: float) -> bool:
     return drop <= within * abs(whole) + 1e-9  # not a hair more through rounding
 
 
-def _change(measure: Measure, arm: ArmResult) -> str:
-    gap = arm.gaps.get(measure.key)
+def _finest(found: Ablation, study: StudyResult) -> Measure:
+    """The measure that tells arms apart best: a distance such as KL where there is one, which moves
+    with every example, else the first."""
+    distances = (m for m in found.measures if m.better == "lower" and m.key in study.arms[0].gaps)
+    return next(distances, found.measures[0])
+
+
+def _is_its_change(found: Ablation, measure: Measure, fine: Measure) -> bool:
+    """Whether the change of this measure to the unmerged model is itself, as of a distance."""
+    return measure == fine != found.measures[0] and found.unmerged[measure.key] == 0
+
+
+def _ends(measure: Measure, gap: Gap) -> str:
+    return " [{}, {}]".format(*map(measure.text, gap[1:]))
+
+
+def _change(measure: Measure, gap: Gap | None) -> str:
     if gap is None:
         return ""
     mean, low, high = (f"{'+' if v >= 0 else ''}{measure.text(v)}" for v in gap)

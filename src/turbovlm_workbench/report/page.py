@@ -25,8 +25,9 @@ HERE = Path(__file__).parent
 
 
 def bench_page(
-    report: BenchReport, samples: Sequence[Sample] = (), setting: str = "", title: str = "turbovlm"
-) -> str:
+    report: BenchReport, samples: Sequence[Sample] = (), setting: str = "",
+    title: str = "turbovlm", command: str = "",
+) -> str:  # fmt: skip
     """The page as HTML: styles, plot and pictures are inside, nothing is fetched.
 
     Args:
@@ -34,6 +35,7 @@ def bench_page(
         samples: images to show with their merge maps.
         setting: name of the setting that ``samples`` were made with.
         title: of the page.
+        command: that measured it, if one did.
 
     Raises:
         MissingExtra: if jinja2 or matplotlib is not installed.
@@ -53,6 +55,7 @@ def bench_page(
         plot=Markup(trade_off(report)),
         figures=_figures(report),
         samples=[_sample(sample) for sample in samples],
+        command=command,
     )
 
 

@@ -15,6 +15,8 @@ from turbovlm_workbench.report import ablation, analysis
 from turbovlm_workbench.report.figure import figure_inline
 from turbovlm_workbench.report.marked import Mark, marked_words
 from turbovlm_workbench.report.trade import paint_trade, trade_points
+from turbovlm_workbench.report.words import NOTES, step_marks, step_title
+from turbovlm_workbench.run.result import METRICS, metric_rows
 from turbovlm_workbench.settings import from_plain
 from turbovlm_workbench.studies.run import Ablation
 
@@ -40,7 +42,13 @@ class Cells:
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture with what the model says of it: by setting, words and whether they changed."""
+    """What a model says of one input: by setting, words and whether they changed.
+
+    Attributes:
+        name: of the input.
+        uri: a picture as a ``data:`` address; empty for none.
+        words: by setting.
+    """
 
     name: str
     uri: str
@@ -184,17 +192,13 @@ def _tune(data: Mapping[str, Any]) -> Section:
 
 
 def _eval(data: Mapping[str, Any]) -> Section:
-    rows = []
-    for key, value in data["metrics"].items():
-        ends = data["intervals"].get(key)
-        shown = "" if ends is None else f"[{ends[0]:.4f}, {ends[1]:.4f}]"
-        rows.append([key, f"{value:.4f}", shown])
+    rows = metric_rows(data)
     what = title_of(from_plain(data["merge"])) or "unmerged"
     return Section(
         title=f"eval: {data['task']} of {data['model']}, {what}",
         verdict=f"{' '.join(rows[0])} on {data['examples']} examples, {what}.",
         rank=2,
-        grids=[Cells(["metric", "value", "95 % interval"], rows)],
+        grids=[Cells(METRICS, rows)],
         command=data.get("command", ""),
         environment=data.get("environment", {}),
     )
@@ -255,6 +259,32 @@ def _ablate(data: Mapping[str, Any]) -> Section:
 
 
 def _show(data: Mapping[str, Any]) -> Section:
+    return _shown_texts(data) if "texts" in data else _shown_pictures(data)
+
+
+def _shown_texts(data: Mapping[str, Any]) -> Section:
+    texts = []
+    for one in data["texts"]:
+        words = {
+            f"{side}, {step_title(step)}": step_marks(one["words"], step["groups"])
+            for side, steps in one["sides"].items()
+            for step in steps
+        }
+        texts.append(Shown(one["text"], "", words))
+    first = data["texts"][0]
+    side, steps = next(iter(first["sides"].items()))
+    left = len(steps[-1]["groups"]) if steps else len(first["words"])
+    return Section(
+        title=f"show: words in {data['model']}",
+        verdict=f'{side} leaves {left} of {len(first["words"])} tokens of "{first["text"]}".',
+        rank=5,
+        pictures=texts,
+        notes=NOTES,
+        command=data["command"],
+    )
+
+
+def _shown_pictures(data: Mapping[str, Any]) -> Section:
     pictures = []
     changed = total = 0
     for one in data["pictures"]:

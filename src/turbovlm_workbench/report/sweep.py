@@ -17,18 +17,32 @@ KINDS = (".svg", ".png")
 INK = "#1c1f23"
 
 
-def sweep_table(sweep: Sweep) -> Table:
-    """All rows, the fastest first; those on the front are marked and bold."""
+def sweep_headers(sweep: Sweep) -> list[str]:
+    """Titles of the columns."""
+    return ["front", *headers(sweep.report), sweep.report.loss.title]
+
+
+def sweep_cells(sweep: Sweep) -> list[list[str]]:
+    """All rows as text, the fastest first; those on the front are marked."""
     report = sweep.report
+    return [
+        [
+            "*" if row.name in sweep.front else "",
+            *bench_cells(report, row),
+            report.loss.text(row.quality["loss"]),
+        ]
+        for row in sweep.rows
+    ]
+
+
+def sweep_table(sweep: Sweep) -> Table:
+    """The same for the terminal; those on the front are bold."""
     view = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("front", *headers(report), report.loss.title):
+    for title in sweep_headers(sweep):
         left = title in ("front", "setting")
         view.add_column(title, justify="left" if left else "right", no_wrap=True)
-    for row in sweep.rows:
-        best = row.name in sweep.front
-        texts = ["*" if best else "", *bench_cells(report, row)]
-        texts.append(report.loss.text(row.quality["loss"]))
-        view.add_row(*(Text(text, style="bold green" if best else "") for text in texts))
+    for texts in sweep_cells(sweep):
+        view.add_row(*(Text(text, style="bold green" if texts[0] else "") for text in texts))
     return view
 
 

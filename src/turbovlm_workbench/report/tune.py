@@ -19,30 +19,46 @@ STAGES = {
 }
 
 
-def tune_table(tuned: Tuned) -> Table:
+def shown_trials(tuned: Tuned) -> list[Trial]:
     """Every evaluation but the probes of single blocks, in order."""
-    view = Table(box=None, pad_edge=False, header_style="bold")
-    heads = ("stage", "setting", "images", "drift", tuned.loss.title, "±")
-    for title in heads + tuple(measure.title for measure in tuned.measures):
-        left = title in ("stage", "setting")
-        view.add_column(title, justify="left" if left else "right", no_wrap=not left)
-    last = None
-    for trial in tuned.trials:
-        if trial.stage not in STAGES:
-            continue
-        if last not in (None, trial.stage):
-            view.add_row()
-        view.add_row(
-            STAGES[trial.stage] if trial.stage != last else "",
-            trial.name,
-            str(trial.loss.images),
-            f"{trial.drift:.4f}",
-            tuned.loss.text(trial.loss.mean),
-            tuned.loss.text(trial.loss.error),
-            *(measure.text(trial.quality[measure.key]) for measure in tuned.measures),
-            style="bold green" if trial == tuned.chosen else "",
+    return [trial for trial in tuned.trials if trial.stage in STAGES]
+
+
+def tune_headers(tuned: Tuned) -> list[str]:
+    """Titles of the columns."""
+    heads = ["stage", "setting", "images", "drift", tuned.loss.title, "±"]
+    return heads + [measure.title for measure in tuned.measures]
+
+
+def tune_cells(tuned: Tuned) -> list[list[str]]:
+    """One row as text for each of `shown_trials`; a stage is named in the first of its rows."""
+    rows, last = [], None
+    for trial in shown_trials(tuned):
+        rows.append(
+            [
+                STAGES[trial.stage] if trial.stage != last else "",
+                trial.name,
+                str(trial.loss.images),
+                f"{trial.drift:.4f}",
+                tuned.loss.text(trial.loss.mean),
+                tuned.loss.text(trial.loss.error),
+                *(measure.text(trial.quality[measure.key]) for measure in tuned.measures),
+            ]
         )
         last = trial.stage
+    return rows
+
+
+def tune_table(tuned: Tuned) -> Table:
+    """The same for the terminal, an empty line between stages."""
+    view = Table(box=None, pad_edge=False, header_style="bold")
+    for title in tune_headers(tuned):
+        left = title in ("stage", "setting")
+        view.add_column(title, justify="left" if left else "right", no_wrap=not left)
+    for trial, cells in zip(shown_trials(tuned), tune_cells(tuned), strict=True):
+        if cells[0] and view.row_count:
+            view.add_row()
+        view.add_row(*cells, style="bold green" if trial == tuned.chosen else "")
     return view
 
 
@@ -65,18 +81,26 @@ def tune_lines(tuned: Tuned, out: Path) -> list[str]:
 
 
 def tune_verdict(tuned: Tuned, out: Path) -> str:
-    """The result in a sentence or two."""
+    """The result in a sentence or two, and what became of it."""
+    said = tune_result(tuned)
+    if tuned.chosen is None:
+        return f"{said} Nothing was saved."
+    return f"{said} Saved in {out}:\n{_line(tuned.chosen, out)}"
+
+
+def tune_result(tuned: Tuned) -> str:
+    """The result in a sentence."""
     promise = _promise(tuned)
     if tuned.chosen is not None and tuned.speedup is not None:
         return (
             f"{tuned.chosen.name}: {_speed(tuned)} the speed of the unmerged model, "
-            f"{_loss(tuned, tuned.chosen)}. Saved in {out}:\n{_line(tuned.chosen, out)}"
+            f"{_loss(tuned, tuned.chosen)}."
         )
     if tuned.closest is None:
-        return f"Nothing is worth it: no setting keeps the promise of {promise}. Nothing was saved."
+        return f"Nothing is worth it: no setting keeps the promise of {promise}."
     return (
         f"Nothing is worth it: within {promise} the fastest setting, {tuned.closest.name}, has "
-        f"{_speed(tuned)} the speed of the unmerged model. Nothing was saved."
+        f"{_speed(tuned)} the speed of the unmerged model."
     )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from turbovlm import __version__
 from turbovlm.errors import InputError, require
+from turbovlm_workbench.report.outputs import with_outputs
 from turbovlm_workbench.report.page import render
 from turbovlm_workbench.report.sections import SECTIONS, Section, section_of, written_by
 
@@ -15,14 +17,28 @@ LARGEST = 3_000_000
 """Bytes that a page may have: it is sent by mail."""
 
 
-def read_section(path: Path) -> Section:
-    """The section of one result.
+def read_sections(paths: Sequence[Path]) -> list[Section]:
+    """The sections of results, in order.
+
+    An evaluation shows its outputs beside those of the unmerged run of the same model on the same
+    data, where that one is among the results.
 
     Raises:
         InputError: for a file that cannot be read, or that none of the commands wrote.
         MissingExtra: if matplotlib is not installed.
     """
     require("matplotlib", "report")
+    results = [(path, *_read(path)) for path in paths]
+    runs = [(path, data) for path, data, kind in results if kind == "eval"]
+    return [
+        with_outputs(section, path, data, runs) if kind == "eval" else section
+        for path, data, kind in results
+        for section in [_section(path, data, kind)]
+    ]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    """A result and which command wrote it."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -35,6 +51,10 @@ def read_section(path: Path) -> Section:
             f"{path} is no result of {', '.join(SECTIONS)}: give what --json wrote, or the "
             "result.json of turbovlm eval"
         )
+    return data, kind
+
+
+def _section(path: Path, data: Mapping[str, Any], kind: str) -> Section:
     try:
         return section_of(data, kind)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from turbovlm_workbench.data.content import LENGTH
+from turbovlm_workbench.load.own_size import Pictures
 from turbovlm_workbench.load.prepare import Prepare
 
 # Of configurations: where they came from and who wrote them, which changes nothing.
@@ -88,8 +89,17 @@ def _probe(prepare: Prepare) -> Any:
     columns = torch.arange(320).view(1, -1).expand(256, 320)
     colours = torch.stack((rows, columns * 4 // 5, (rows * columns) % 256), dim=-1)
     picture = Image.fromarray(colours.to(torch.uint8).numpy())
-    pixels = prepare([picture])
-    means = F.adaptive_avg_pool2d(pixels.float(), GRID)
+    found = prepare([picture])
+    if isinstance(found, Pictures):
+        return {name: _means(value) for name, value in sorted(found.seen().items())}
+    return _means(found)
+
+
+def _means(pixels: Tensor) -> Any:
+    values = pixels.float()
+    if pixels.dim() < 4:  # patches in rows, or sizes
+        values = values.reshape(1, 1, len(pixels), -1)
+    means = F.adaptive_avg_pool2d(values.flatten(0, -4), GRID)
     return [list(pixels.shape), [round(value, 2) + 0.0 for value in means.flatten().tolist()]]
 
 

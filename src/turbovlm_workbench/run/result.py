@@ -9,13 +9,38 @@ from statistics import fmean
 from typing import Any
 
 from turbovlm.errors import InputError
+from turbovlm.notebook import html_table
 from turbovlm_workbench.metrics.intervals import interval
 from turbovlm_workbench.settings import Settings, to_plain
 from turbovlm_workbench.tasks.scored import ScoredTask, TaskScores
 
-Result = dict[str, Any]
 SCORES = "scores.jsonl"
 """The file of a run's own folder that holds every example's scores."""
+
+
+class Result(dict[str, Any]):
+    """A finished evaluation in JSON types, as ``result.json`` holds it."""
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the metrics."""
+        from turbovlm_workbench.report.evaluation import broken, heading
+
+        return html_table(heading(self), METRICS, metric_rows(self), " ".join(broken(self)))
+
+
+METRICS = ("metric", "value", "95 % interval")
+"""What `metric_rows` gives."""
+
+
+def metric_rows(data: Mapping[str, Any]) -> list[list[str]]:
+    """Each metric of a result with its value and its 95 % interval, as text."""
+    rows = []
+    for key, value in data["metrics"].items():
+        ends = data["intervals"].get(key)
+        rows.append(
+            [key, f"{value:.4f}", "" if ends is None else f"[{ends[0]:.4f}, {ends[1]:.4f}]"]
+        )
+    return rows
 
 
 def result(
@@ -28,7 +53,7 @@ def result(
 ) -> Result:
     """The result in JSON types: metrics, their 95 % bootstrap intervals, what was broken."""
     low_high = {key: interval(list(values.values()))[1:] for key, values in scores.each.items()}
-    return {
+    told = {
         "task": task.kind,
         "model": task.name,
         "merge": to_plain(applied),
@@ -39,6 +64,7 @@ def result(
         "intervals": {key: list(ends) for key, ends in low_high.items()},
         "examples_per_second": examples / seconds if seconds else None,
     }
+    return Result(told)
 
 
 def mean_scores(draws: Sequence[TaskScores]) -> TaskScores:

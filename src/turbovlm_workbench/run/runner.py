@@ -53,6 +53,7 @@ class RunPlan:
         workers: threads that load images beside this one; 0 loads in this one.
         settings: whatever else makes this run what it is, in JSON types.
         against: the folder of a finished run that this one is to be compared with.
+        command: that runs it, for the result; two commands may be of one run.
     """
 
     out: Path
@@ -62,6 +63,7 @@ class RunPlan:
     workers: int
     settings: Mapping[str, Any]
     against: Path | None = None
+    command: str = ""
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -133,7 +135,8 @@ def run_task(
         return None
     scores = mean_scores(found)
     done = result(task, applied, scores, broken, clock.seconds, clock.examples)
-    done = {"settings": settings, **done, "draws": len(draws), "environment": environment()}
+    told = {"command": plan.command, "settings": settings}
+    done = Result({**told, **done, "draws": len(draws), "environment": environment()})
     if done["examples_per_second"] is None:  # all was predicted before
         done["examples_per_second"] = _earlier(plan.out / RESULT).get("examples_per_second")
     _write(plan.out, done, scores)
@@ -240,7 +243,7 @@ def _of(progress: Progress, number: int, draws: int) -> Progress:
     return lambda stage, done, total: progress(f"{stage}, draw {number} of {draws}", done, total)
 
 
-def _earlier(path: Path) -> Result:
+def _earlier(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -21,11 +22,13 @@ from turbovlm.plug.encoder.trace import Trace
 from turbovlm_workbench.metrics.measure import Measure
 from turbovlm_workbench.run.result import SCORES, difference
 from turbovlm_workbench.run.runner import RunPlan, run_task
-from turbovlm_workbench.studies.arm import BASE, Shape, Study, arm_setting
+from turbovlm_workbench.studies.arm import BASE, Arm, Shape, Study, arm_setting
 from turbovlm_workbench.tasks.scored import ScoredTask, Stage
 
 Progress = Callable[[str, int, int], object]
 UNMERGED = "unmerged"
+Gap = tuple[float, float, float]
+"""A mean difference, and the ends of its 95 % interval."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class ArmResult:
         metrics: by the key of the measure.
         gaps: likewise, difference to the unmerged model: mean and 95 % interval, paired by example,
             of those metrics that are means.
+        beside: likewise, difference to the base of the study; nothing for the base.
     """
 
     label: str
@@ -50,12 +54,18 @@ class ArmResult:
     tokens: int
     ideal: float
     metrics: Mapping[str, float]
-    gaps: Mapping[str, tuple[float, float, float]]
+    gaps: Mapping[str, Gap]
+    beside: Mapping[str, Gap]
 
 
 @dataclass(frozen=True)
 class StudyResult:
-    """A finished study: what it is, and its arms in order."""
+    """A finished study: what it is, and its arms in order.
+
+    Attributes:
+        base: label of the arm that the others are compared with: the paper's setting, or the first
+            arm of a study without it.
+    """
 
     name: str
     title: str
@@ -63,6 +73,7 @@ class StudyResult:
     columns: tuple[str, ...]
     axis: str
     within: float | None
+    base: str
     arms: tuple[ArmResult, ...]
 
 
@@ -140,6 +151,7 @@ def run_studies(
         for study in studies
         for arm in study.arms
     }
+    papers = arm_setting(Arm("", {"alpha": 6.0}), shape, scale)
     distinct = list(dict.fromkeys(todo.values()))
     first = _evaluate(task, None, plan)
     results: dict[Merge, tuple[Any, Any, int, float]] = {}
@@ -149,14 +161,18 @@ def run_studies(
         results[merge] = *_evaluate(task, merge, plan), tokens, encoder.whole / cost
 
     def finished(study: Study) -> StudyResult:
+        merges = [todo[study.name, arm.label] for arm in study.arms]
+        base = merges.index(papers) if papers in merges else 0
+        other = _place(plan, merges[base]) / SCORES
         arms = []
-        for arm in study.arms:
-            merge = todo[study.name, arm.label]
+        for arm, merge in zip(study.arms, merges, strict=True):
             metrics, gaps, tokens, ideal = results[merge]
             told = arm.label, arm.x, arm.line, arm.published
-            arms.append(ArmResult(*told, repr(merge), tokens, ideal, metrics, gaps))
+            same = merge == merges[base]
+            beside = {} if same else difference(_place(plan, merge) / SCORES, other)
+            arms.append(ArmResult(*told, repr(merge), tokens, ideal, metrics, gaps, beside))
         about = study.name, study.title, study.source, study.columns, study.axis, study.within
-        return StudyResult(*about, tuple(arms))
+        return StudyResult(*about, study.arms[base].label, tuple(arms))
 
     return Ablation(
         model=task.name,
@@ -173,8 +189,7 @@ def run_studies(
 
 def _evaluate(task: ScoredTask, merge: Merge | None, plan: RunPlan) -> tuple[Any, Any]:
     """Metrics, and their differences to the unmerged run beside this one."""
-    plain = plan.out / UNMERGED
-    here = plain if merge is None else plan.out / _folder(merge)
+    plain, here = _place(plan, None), _place(plan, merge)
     here.parent.mkdir(parents=True, exist_ok=True)
     done = run_task(task, () if merge is None else (merge,), replace(plan, out=here))
     assert done is not None
@@ -182,10 +197,12 @@ def _evaluate(task: ScoredTask, merge: Merge | None, plan: RunPlan) -> tuple[Any
     return done["metrics"], gaps
 
 
-def _folder(merge: Merge) -> str:
-    """A name that no other setting has."""
+def _place(plan: RunPlan, merge: Merge | None) -> Path:
+    """The folder of a setting, which no other one has."""
+    if merge is None:
+        return plan.out / UNMERGED
     text = json.dumps(merge.to_dict(), sort_keys=True)
-    return f"{merge.method}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    return plan.out / f"{merge.method}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 class _Encoder:

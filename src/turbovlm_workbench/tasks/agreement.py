@@ -18,7 +18,7 @@ from turbovlm_workbench.metrics.measure import Measure, summarize
 from turbovlm_workbench.tasks.image import ImageTask
 from turbovlm_workbench.tasks.registry import image_task, register_task
 from turbovlm_workbench.tasks.request import Request
-from turbovlm_workbench.tasks.scored import ScoredTask, Stage, Stages, TaskScores
+from turbovlm_workbench.tasks.scored import PREDICTIONS, ScoredTask, Stage, Stages, TaskScores
 
 
 @register_task
@@ -73,7 +73,7 @@ class Agreement(ScoredTask):
     def stages(self) -> Stages:
         """Both models on every image."""
         records = yield Stage(
-            "predictions",
+            PREDICTIONS,
             self.fingerprint(),
             lambda index: self.image(self.examples[index]),
             self._predict,

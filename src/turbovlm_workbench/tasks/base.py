@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from PIL import Image
-from torch import Tensor
 
 from turbovlm_workbench.load.loaded import LoadedModel
+from turbovlm_workbench.load.own_size import Pixels
 from turbovlm_workbench.load.prepare import Prepare
 
 
@@ -44,6 +44,6 @@ class Task:
         """What the user called the model."""
         return self.loaded.name
 
-    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
-        """Preprocessed ``images`` with the model's device and type: (B, 3, H, W)."""
+    def pixels(self, images: Sequence[Image.Image]) -> Pixels:
+        """Preprocessed ``images`` with the model's device and type."""
         return self.loaded.pixels(images)

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from torch import Tensor, nn
+from torch import nn
 
 from turbovlm.errors import ModelError, require
 from turbovlm_workbench.data import Captioned, read_captions
 from turbovlm_workbench.data.predictions import Record
 from turbovlm_workbench.load.loaded import Captioner, vision_tower
 from turbovlm_workbench.load.models import load_model
+from turbovlm_workbench.load.own_size import Pixels
 from turbovlm_workbench.load.prompted import PromptedCaptioner
 from turbovlm_workbench.metrics.measure import Measure
 from turbovlm_workbench.tasks.image import ImageTask
@@ -107,7 +108,11 @@ class Captioning(ImageTask[list[str]], ScoredTask):
         """Right attributes only where the truth is known."""
         return (EXACT,) if self.truth is None else (ATTRIBUTES, EXACT)
 
-    def call(self, model: nn.Module, pixels: Tensor) -> Any:
+    def encode(self, model: nn.Module, pixels: Pixels) -> object:
+        """See `ImageTask.encode`."""
+        return self.captioner.encode(model, pixels)
+
+    def call(self, model: nn.Module, pixels: Pixels) -> Any:
         """One ``generate``: encoder and decoder, as a user runs them."""
         return self.captioner.write(model, pixels)
 
@@ -168,7 +173,7 @@ class Captioning(ImageTask[list[str]], ScoredTask):
         kept = [e for e in self.examples if e.id in records]
         return self.score({e.id: (records[e.id]["caption"], e.captions) for e in kept})
 
-    def _predict(self, images: list[Tensor]) -> list[Record]:
+    def _predict(self, images: list[Any]) -> list[Record]:
         captions = self.outputs(self.model, self.loaded.batch(images))
         return [{"caption": caption} for caption in captions]
 

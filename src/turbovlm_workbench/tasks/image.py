@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from turbovlm.errors import ConfigError
 from turbovlm_workbench.data.images import Images
 from turbovlm_workbench.load.loaded import LoadedModel
+from turbovlm_workbench.load.own_size import Pixels
 from turbovlm_workbench.metrics.measure import Measure
 from turbovlm_workbench.tasks.base import Task
 
@@ -46,7 +47,7 @@ class ImageTask(Task, ABC, Generic[Output]):
         """The numbers of quality beside ``loss``, in the order of the table."""
 
     @abstractmethod
-    def call(self, model: nn.Module, pixels: Tensor) -> Any:
+    def call(self, model: nn.Module, pixels: Pixels) -> Any:
         """The work that is timed: one forward, or one ``generate``."""
 
     @abstractmethod
@@ -96,16 +97,20 @@ class ImageTask(Task, ABC, Generic[Output]):
         """The same task up to the first token of its answer; None where no prompt is answered."""
         return None
 
-    def outputs(self, model: nn.Module, pixels: Tensor) -> Output:
-        """Outputs of ``model`` for pixels (B, 3, H, W)."""
+    def encode(self, model: nn.Module, pixels: Pixels) -> object:
+        """Run the image encoder of ``model`` and nothing else."""
+        return self.encoder(model)(pixels)
+
+    def outputs(self, model: nn.Module, pixels: Pixels) -> Output:
+        """Outputs of ``model`` for a batch of images."""
         with torch.inference_mode():
             return self.read(self.call(model, pixels))
 
 
 def batches(
     task: Task, images: Images, indices: Sequence[int], batch: int
-) -> Iterator[tuple[int, Tensor]]:
-    """Some of the images in batches: how many came before, and pixels (B, 3, H, W)."""
+) -> Iterator[tuple[int, Pixels]]:
+    """Some of the images in batches: how many came before, and pixels."""
     for start in range(0, len(indices), batch):
         chosen = indices[start : start + batch]
         yield start, task.pixels([images.image(index) for index in chosen])
@@ -114,7 +119,7 @@ def batches(
 def told_batches(
     task: Task, images: Images, indices: Sequence[int], batch: int,
     progress: Callable[[int, int], object],
-) -> Iterator[Tensor]:  # fmt: skip
+) -> Iterator[Pixels]:  # fmt: skip
     """The pixels of `batches`, telling ``progress`` how many images are done and how many there
     are."""
     for start, pixels in batches(task, images, indices, batch):

@@ -25,7 +25,7 @@ from turbovlm_workbench.load.matching import MatchingModel
 from turbovlm_workbench.metrics.recall import RANKS
 from turbovlm_workbench.tasks.registry import register_task
 from turbovlm_workbench.tasks.request import Request
-from turbovlm_workbench.tasks.scored import ScoredTask, Stage, Stages
+from turbovlm_workbench.tasks.scored import PREDICTIONS, ScoredTask, Stage, Stages
 
 PAIRS = 64  # image-text pairs that the matching head sees at once
 
@@ -102,7 +102,7 @@ class Retrieval(ScoredTask):
         names = [f"{side} {key}" for side, key in queries]
         basis = digest([list(images.items()), list(captions.items())])
         found = yield Stage(
-            "predictions", names, queries.__getitem__, ranking.records, _no_files, basis
+            PREDICTIONS, names, queries.__getitem__, ranking.records, _no_files, basis
         )
         pairs = {}
         for (side, key), name in zip(queries, names, strict=True):

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from torch import Tensor
-
 from turbovlm_workbench.data.images import read_image
 from turbovlm_workbench.data.predictions import Record
 from turbovlm_workbench.metrics.measure import Measure
 from turbovlm_workbench.metrics.registry import metrics_for
 from turbovlm_workbench.tasks.base import Task
 from turbovlm_workbench.tasks.request import Request
+
+PREDICTIONS = "predictions"
+"""The stage whose records are what the task is about."""
 
 
 @dataclass(frozen=True)
@@ -113,15 +114,15 @@ class ScoredTask(Task, ABC):
         files: Callable[[int], Sequence[Path]],
     ) -> Stage:
         """The only pass of a simple task: one record for each example."""
-        return Stage("predictions", [e.id for e in self.examples], load, predict, files)
+        return Stage(PREDICTIONS, [e.id for e in self.examples], load, predict, files)
 
-    def image(self, path: Path) -> Tensor:
-        """Pixels (3, H, W) of one image file.
+    def image(self, path: Path) -> Any:
+        """What `LoadedModel.batch` takes of one image file: pixels (3, H, W), or `Pictures`.
 
         Raises:
             InputError: if it cannot be read.
         """
-        return self.prepare([read_image(path)])[0]
+        return self.prepare.one(read_image(path))
 
     def score(self, pairs: Mapping[str, tuple[Any, Any]]) -> TaskScores:
         """All metrics of the task.

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from torch import Tensor
-
 from turbovlm_workbench.data import Question, read_questions
 from turbovlm_workbench.data.predictions import Record
 from turbovlm_workbench.load.answering import AnsweringModel
@@ -52,11 +50,11 @@ class VQA(ScoredTask):
         kept = [e for e in self.examples if e.id in records]
         return self.score({e.id: (records[e.id]["answer"], e.answers) for e in kept})
 
-    def _load(self, index: int) -> tuple[Tensor, str]:
+    def _load(self, index: int) -> tuple[Any, str]:
         example = self.examples[index]
         return self.image(example.image), example.question
 
-    def _predict(self, batch: list[tuple[Tensor, str]]) -> list[Record]:
+    def _predict(self, batch: list[tuple[Any, str]]) -> list[Record]:
         images, questions = zip(*batch, strict=True)
         answers = self.loaded.answer(self.loaded.batch(images), list(questions))
         return [{"answer": answer} for answer in answers]

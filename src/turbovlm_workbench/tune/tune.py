@@ -9,6 +9,7 @@ from typing import Any
 
 from turbovlm.measure import environment
 from turbovlm.measure.speed import Ratio
+from turbovlm.notebook import html_table
 from turbovlm_workbench.compare.advice import GAIN
 from turbovlm_workbench.compare.bench import run_bench
 from turbovlm_workbench.compare.plan import BenchPlan, Progress
@@ -62,6 +63,19 @@ class Tuned:
     beside: BenchReport | None
     trials: tuple[Trial, ...]
     environment: Mapping[str, Any]
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the evaluations, the chosen one with weight, and the result."""
+        from turbovlm_workbench.report.tune import (
+            shown_trials,
+            tune_cells,
+            tune_headers,
+            tune_result,
+        )
+
+        strong = [n for n, trial in enumerate(shown_trials(self)) if trial == self.chosen]
+        title, said = f"{self.task} of {self.model}", tune_result(self)
+        return html_table(title, tune_headers(self), tune_cells(self), said, strong)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; ``"settings"`` is what was chosen, or None."""

@@ -37,6 +37,7 @@ def test_sweep_from_start_to_end(place: Path, capsys: pytest.CaptureFixture[str]
     )  # fmt: skip
     assert code == 0, err
     data = json.loads((place / "out.json").read_text())
+    assert data["command"].startswith(f"turbovlm sweep {place / 'vit'} --images")
     names = [row["name"] for row in data["rows"]]
     # unmerged, turbo with two weights and shapes, random with two shapes, each with two r
     assert len(names) == len(set(names)) == 1 + 2 * 2 * 2 + 2 * 2
@@ -107,6 +108,7 @@ def test_nothing_within_the_promise_is_code_1_and_no_file(
     )  # fmt: skip
     assert code == 1, err
     data = json.loads(out)
+    assert data["command"].startswith("turbovlm tune ")
     assert data["settings"] is None
     assert data["max_loss"] == 1e-12
     assert len(data["trials"]) < 48

@@ -68,7 +68,9 @@ def test_bench_from_start_to_end(place: Path, capsys: pytest.CaptureFixture[str]
     assert data["rows"][2]["tokens"] == 53
     assert data["advice"] == lines[-2]
     assert data["images"] == 3
+    assert data["command"].startswith(f"turbovlm bench {TIMM} --weights")
     page = (place / "out.html").read_text()
+    assert f'<pre class="command">{data["command"]}</pre>' in page
     assert page.count("<img src=") == 6
 
 

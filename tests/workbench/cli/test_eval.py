@@ -143,12 +143,42 @@ def test_fewer_visual_tokens(
     )
     assert code == 0, err
     assert "Merge(r=8) and VisualTokens(keep=0.1), 4 examples" in text
+    page_holds_what_changed(tmp_path, capsys, {out: answers for out, (_, answers) in said.items()})
     code, text, err = turbovlm_runs(
         capsys, *words(place, "classification", "none"), "--keep", "0.5"
     )
     assert (code, text) == (2, "")
     assert "no vision-language model whose prompt can be shortened in VisionTransformer" in err
     assert not (place / "none").exists()
+
+
+def page_holds_what_changed(
+    folder: Path, capsys: pytest.CaptureFixture[str], answers: dict[str, list[str]]
+) -> None:
+    """``turbovlm report`` of these runs: commands, differences, outputs that changed, marked."""
+    results = [folder / name / "result.json" for name in ("few", "plain", "agreement")]
+    code, _, err = turbovlm_runs(capsys, "report", *results, "--out", folder / "report.html")
+    assert code == 0, err
+    page = (folder / "report.html").read_text()
+    few, plain, agreement = page.split("<section ")[1:]
+    for section, path in zip((few, plain, agreement), results, strict=True):
+        command = json.loads(path.read_text())["command"]
+        assert command.startswith("turbovlm eval ")
+        assert f'<pre class="command">{command}</pre>' in section
+    changed = [a != b for a, b in zip(answers["plain"], answers["few"], strict=True)]
+    assert any(changed)
+    assert f"{sum(changed)} of 4 outputs differ from those of {folder / 'plain'}" in few
+    assert few.count("<figure") == few.count("<dt>unmerged</dt>") == sum(changed)
+    assert few.count('<span class="changed">') >= sum(changed)
+    assert "difference to unmerged [95 %]" in few
+    assert "<figure" not in plain
+    assert "of 4 outputs differ from those of the unmerged model" in agreement
+    (folder / "few" / "result.json").rename(folder / "few.json")  # away from its predictions
+    code, _, err = turbovlm_runs(
+        capsys, "report", folder / "few.json", results[1], "--out", folder / "report.html"
+    )
+    assert code == 0, err
+    assert "outputs differ" not in (folder / "report.html").read_text()
 
 
 def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,14 +94,14 @@ def test_beams_are_one_unless_asked_for(tmp_path: Path) -> None:
     assert found.options["num_beams"] == 4
 
 
-def test_pictures_in_their_own_size_are_refused(tmp_path: Path) -> None:
+def test_pictures_of_other_shapes_that_a_model_is_not_told_of(tmp_path: Path) -> None:
     folder = build.llava(tmp_path / "llava")
     uneven = hf.CLIPImageProcessor(size={"shortest_edge": 32}, do_center_crop=False)
     uneven.save_pretrained(folder)
     processor = hf.AutoProcessor.from_pretrained(folder)
     processor.image_processor = uneven
     processor.save_pretrained(folder)
-    with pytest.raises(ModelError, match="takes pictures in their own size or in tiles"):
+    with pytest.raises(ModelError, match="gets pictures of different shapes and is not told which"):
         load_model(str(folder))
 
 

@@ -25,7 +25,7 @@ from turbovlm_workbench.report.maps import map_strip, picture_uri
 from turbovlm_workbench.report.marked import marked_words
 from turbovlm_workbench.report.page import bench_page
 from turbovlm_workbench.report.trade import pareto, trade_points
-from turbovlm_workbench.report.whole import LARGEST, read_section, report_page
+from turbovlm_workbench.report.whole import LARGEST, read_sections, report_page
 from turbovlm_workbench.studies.arm import Shape
 from turbovlm_workbench.studies.run import Ablation, ArmResult, StudyResult
 from turbovlm_workbench.tasks.classification import ACCURACY, KL
@@ -53,13 +53,16 @@ def ablation() -> dict[str, Any]:
     gaps = {"accuracy": (-0.1, -0.2, 0.0)}
     arms = tuple(
         ArmResult(f"arm {n}", float(n), "S1", (38.2, 130.0), f"Merge(r={n})", 90, 1 + n / 5,
-                  {"accuracy": 0.9 - n / 50, "kl": 0.01 * n}, gaps)
+                  {"accuracy": 0.9 - n / 50, "kl": 0.01 * n}, gaps | {"kl": (0.01 * n, 0.0, 0.1)},
+                  {"kl": (0.01 * n - 0.02, -0.03, 0.05)} if n != 2 else {})
         for n in range(5)
     )  # fmt: skip
     ours = tuple(dataclasses.replace(arm, published=()) for arm in arms)
     studies = (
-        StudyResult("components", "which part", "Table 8", ("B@4", "CIDEr"), "", None, arms),
-        StudyResult("five-percent", "the fastest", "", (), "drop ratio", 0.05, ours),
+        StudyResult(
+            "components", "which part", "Table 8", ("B@4", "CIDEr"), "", None, "arm 2", arms
+        ),
+        StudyResult("five-percent", "the fastest", "", (), "drop ratio", 0.05, "arm 2", ours),
     )
     whole = {"accuracy": 0.9, "kl": 0.0}
     found = Ablation("m", "classification", 100, Shape(12, 197, 1), 1.26, (ACCURACY, KL), whole,
@@ -112,7 +115,7 @@ def page_of(tmp_path: Path, *kinds: str) -> str:
     for kind in kinds:
         path = tmp_path / f"{kind}.json"
         path.write_text(json.dumps(RESULTS[kind]()))
-        sections.append(read_section(path))
+        sections.append(read_sections([path])[0])
     return report_page(sections, "A title")
 
 
@@ -139,6 +142,8 @@ def test_the_verdict_of_the_page_is_that_of_the_most_telling_result(tmp_path: Pa
     for words in (
         "turbovlm analyze x --images y", "a cpu", "timm:&lt;x&gt;",
         '<span class="changed">&lt;cat&gt;</span>', "0 of 1 outputs stay", "paper: CIDEr",
+        "KL to base [95 %]", "0.0100 [0.0000, 0.1000]", "-0.0100 [-0.0300, +0.0500]",
+        'data-title="KL to base [95 %]">base</td>',
         "within 5% of the unmerged accuracy: S1 1.40x", "vqa 0.7500 [0.7000, 0.8000]",
     ):  # fmt: skip
         assert words in text
@@ -176,9 +181,9 @@ def test_other_files_are_named(tmp_path: Path, content: str, message: str) -> No
     path = tmp_path / "x.json"
     path.write_text(content)
     with pytest.raises(InputError, match=message):
-        read_section(path)
+        read_sections([path])
     with pytest.raises(InputError, match="cannot read the result"):
-        read_section(tmp_path / "gone.json")
+        read_sections([tmp_path / "gone.json"])
 
 
 def test_a_page_that_is_too_large_is_refused(tmp_path: Path) -> None:
@@ -187,7 +192,7 @@ def test_a_page_that_is_too_large_is_refused(tmp_path: Path) -> None:
     data["pictures"] *= 1 + LARGEST // len(data["pictures"][0]["strip"])
     path.write_text(json.dumps(data))
     with pytest.raises(InputError, match=r"the page would have 3\.\d MB, more than 3"):
-        report_page([read_section(path)], "x")
+        report_page(read_sections([path]), "x")
 
 
 def pages(tmp_path: Path) -> dict[str, str]:

@@ -51,7 +51,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_a_run_leaves_predictions_scores_and_a_result(place: Path, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     todo = evaluation(place)
-    done = run_task(todo, (Merge(r=8),), plan(tmp_path / "out"), lambda *step: told.append(step))
+    asked = plan(tmp_path / "out", command="turbovlm eval x")
+    done = run_task(todo, (Merge(r=8),), asked, lambda *step: told.append(step))
     assert done is not None
     predictions = lines(tmp_path / "out" / "predictions.jsonl")
     scores = lines(tmp_path / "out" / "scores.jsonl")
@@ -62,6 +63,8 @@ def test_a_run_leaves_predictions_scores_and_a_result(place: Path, tmp_path: Pat
     low, high = done["intervals"]["kl"]
     assert min(kl) <= low < done["metrics"]["kl"] < high <= max(kl)
     assert done["merge"] == {"kind": "merge", "r": 8}
+    assert done["command"] == "turbovlm eval x"
+    assert "command" not in done["settings"]  # another command may go on with it
     assert (done["examples"], done["broken"]) == (7, {})
     assert done["examples_per_second"] > 0
     assert json.loads((tmp_path / "out" / "result.json").read_text()) == json.loads(

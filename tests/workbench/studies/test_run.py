@@ -9,6 +9,7 @@ import pytest
 
 from tests.workbench import build
 from tests.workbench.cli.test_commands import turbovlm_runs
+from turbovlm_workbench.metrics.intervals import interval
 from turbovlm_workbench.studies.run import Ablation
 
 TIMM = f"timm:{build.TINY}"
@@ -58,6 +59,22 @@ def test_studies_from_start_to_end(place: Path, capsys: pytest.CaptureFixture[st
     early, late = schedules.arms[0], schedules.arms[-1]
     assert early.ideal > late.ideal > 1
     assert early.gaps["kl"][0] == pytest.approx(early.metrics["kl"])
+    # intervals of KL, and of its difference to the paper's setting, paired by example
+    assert (components.base, schedules.base) == ("A4, S1: R - 6 A", schedules.arms[0].label)
+    folders = {path.name.split("-")[0]: path for path in (place / "runs").iterdir()}
+    random, r_alone = (kl_of(folders[name]) for name in ("random", "redundancy"))
+    paper = next(arm for arm in components.arms if arm.label == components.base)
+    assert paper.beside == {}
+    assert interval(r_alone) == pytest.approx(components.arms[1].gaps["kl"])
+    gap = components.arms[0].beside["kl"][0] - components.arms[1].beside["kl"][0]
+    assert gap == pytest.approx(sum(random) / 4 - sum(r_alone) / 4)
+    assert components.arms[1].beside["kl"][0] == pytest.approx(
+        components.arms[1].metrics["kl"] - paper.metrics["kl"]
+    )
+    assert "KL [95 %]" in out
+    row = next(line for line in out.splitlines() if line.startswith("A2, redundancy R"))
+    mean, low, high = components.arms[1].beside["kl"]
+    assert f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]" in row
     # one folder a setting: ours and inflection 0 are one
     assert len(list((place / "runs").iterdir())) == 1 + 6 + 4
 
@@ -68,6 +85,11 @@ def test_studies_from_start_to_end(place: Path, capsys: pytest.CaptureFixture[st
     assert [line for line in out.splitlines() if line.startswith("inflection")] == [
         line for line in again.splitlines() if line.startswith("inflection")
     ]
+
+
+def kl_of(folder: Path) -> list[float]:
+    """KL of every example of a run."""
+    return [json.loads(line)["kl"] for line in (folder / "scores.jsonl").read_text().splitlines()]
 
 
 def test_accuracy_and_a_drop_ratio_of_ones_own(

@@ -23,6 +23,7 @@ from turbovlm.maths.plan import Plan, complete
 from turbovlm.maths.score import semantic_value
 from turbovlm.maths.sets import EvenOdd, EvenOddWithin
 from turbovlm.plug.attention import Attention, Look
+from turbovlm.plug.encoder.apart import PackedView, apart
 from turbovlm.plug.encoder.arguments import unfollowed
 from turbovlm.plug.encoder.block import BlockRun, TurboBlock
 from turbovlm.plug.encoder.half import NOTHING, run_half
@@ -158,21 +159,13 @@ class PackedBlock(TurboBlock):
         return uncompiled(TurboBlock.forward, self, *args, **kwargs)
 
     def turbo_run(self, step: BlockRun, x: Tensor, given: dict[str, Any]) -> Tensor:
-        """One block on tokens ``(N, C)`` or ``(1, N, C)``.
-
-        Raises:
-            UnsupportedInput: if it is observed.
-        """
+        """One block on tokens ``(N, C)`` or ``(1, N, C)``."""
         _, patch, call, layer = step
-        if patch.observers:
-            raise UnsupportedInput(
-                "the blocks of a tower that packs all images in one sequence (Qwen's kind) cannot "
-                "be observed: record it without observe, run.trace has its plans"
-            )
+        observers = patch.observers
         tokens = _tokens(patch, call, x, given)
         pairs = zip(tokens.whole, tokens.images, strict=True)
         amounts = [patch.amount(layer, start, now) for start, now in pairs]
-        if call.tokens is None and not any(amounts):
+        if call.tokens is None and not any(amounts) and not observers:
             if patch.recorders:
                 call.plans.append(None)
             return run_half(self, call, NOTHING, x, given)
@@ -182,14 +175,23 @@ class PackedBlock(TurboBlock):
         if segments != tokens.images:
             most = within_reach(tokens.images, segments)
             amounts = [min(pair) for pair in zip(amounts, most, strict=True)]
-        seen = PackedAttention(segments, tokens.bias, patch.look(tokens) if any(amounts) else None)
+        halves = any(amounts) or bool(observers)
+        seen = PackedAttention(segments, tokens.bias, patch.look(tokens) if halves else None)
         watch, plan = (patch.row.attention[0], seen), None
-        if any(amounts):
+        if halves:
             y = run_half(self, call, patch.mlp_muted, x, given, watch=watch)
-            plan = choose_packed(patch.rules[layer], seen, tokens.images, amounts)
-            y, size, bias = merge_tokens(_sample(y), tokens.size, plan)
-            tokens = tokens.shorter(plan, size, bias, amounts)
-            y = y.view(*x.shape[:-2], -1, x.shape[-1])
+            if any(amounts):
+                plan = choose_packed(patch.rules[layer], seen, tokens.images, amounts)
+            if observers:
+                assert seen.value is not None
+                view = PackedView(_sample(y), seen.value, tokens.size, plan)
+                record = apart(view, tokens.images, amounts, layer, patch.prefix)
+                for observe in observers:
+                    observe(record)
+            if plan is not None:
+                y, size, bias = merge_tokens(_sample(y), tokens.size, plan)
+                tokens = tokens.shorter(plan, size, bias, amounts)
+                y = y.view(*x.shape[:-2], -1, x.shape[-1])
             y = run_half(self, call, patch.attention_muted, y, given)
         else:
             y = run_half(self, call, NOTHING, x, given, watch=watch)
@@ -277,7 +279,8 @@ def choose_packed(
     rule: Rule, seen: PackedAttention, images: Sequence[int], amounts: Sequence[int]
 ) -> Plan:
     """Which tokens are merged: so many of each image, pairs inside what attended to one another."""
-    unit, value = seen.unit, seen.value
+    # who observes sees the guide under every score; the score does not
+    unit, value = seen.unit, seen.value if rule.reads_value else None
     ids = None
     if seen.lengths != tuple(images):
         counts = torch.tensor(seen.lengths)

@@ -38,6 +38,11 @@ class Packing:
             positions (deepstack); None where there are none.
         whole: tower attribute that lists the blocks that attend within whole images, while the
             others attend within windows; None where all do.
+        cell: tower attribute with the side, in patches, of the square cells whose patches follow
+            one another; None where the patches of an image lie row by row.
+        window: tower attribute with the side, in pixels, of the square windows whose cells follow
+            one another; None where the cells of an image lie row by row.
+        patch: tower attribute with the side of a patch, where there are windows.
     """
 
     bounds: str | None = "cu_seqlens"
@@ -45,6 +50,9 @@ class Packing:
     side: str | None = None
     reads: str | None = None
     whole: str | None = None
+    cell: str | None = "spatial_merge_size"
+    window: str | None = None
+    patch: str = "patch_size"
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 from turbovlm.maths.plan import Plan
+from turbovlm.notebook import html_table
 
 
 @dataclass(frozen=True)
 class BlockRecord:
     """What one block of an encoder saw: what `turbovlm.recording` hands to ``observe``.
+
+    A sample is an image, also where a tower packs the images of a batch in one sequence.
 
     Attributes:
         block: index, from 0.
@@ -65,6 +68,16 @@ class Trace:
         """Tokens that each block removed."""
         after = self.tokens
         return tuple(a - b for a, b in zip((self.start, *after), after, strict=False))
+
+    def _repr_html_(self) -> str:
+        """In a notebook: what each block took."""
+        rows = [
+            (block, gone, left)
+            for block, (gone, left) in enumerate(zip(self.removed, self.tokens, strict=True), 1)
+        ]
+        lead = f", {self.prefix_tokens} of them never merged" if self.prefix_tokens else ""
+        note = f"{self.start} tokens enter the first block{lead}"
+        return html_table("Trace", ("block", "removed", "tokens left"), rows, note)
 
     def representative(self, blocks: int | None = None) -> Tensor:
         """For each original token, which token of the sequence after ``blocks`` blocks (all of

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from turbovlm.notebook import html_table
+
 
 @dataclass(frozen=True)
 class ImageTrace:
@@ -43,3 +45,13 @@ class VisualTrace:
     before: int
     after: int
     images: tuple[ImageTrace, ...]
+
+    def _repr_html_(self) -> str:
+        """In a notebook: what is left of each image."""
+        rows = [
+            (number, image.sample, len(image.owner), len(image.kept), int(image.merged.sum()))
+            for number, image in enumerate(self.images, 1)
+        ]
+        heads = ("image", "row of the batch", "visual tokens", "kept", "merged")
+        note = f"a prompt of {self.before} tokens became one of {self.after}"
+        return html_table("VisualTrace", heads, rows, note)

@@ -29,7 +29,7 @@ class BlockCost:
         mlp: weights after it.
         width: of the attention, C.
         few: whether every merge costs a fixed time (a GPU), so that few blocks should merge.
-        every: whether all positions are read after the last block.
+        every: whether more than prefix tokens is read after the last block.
     """
 
     attention: int

@@ -1,6 +1,7 @@
 """`turbovlm run` measured: pictures a second, memory over many pictures, a worker that is killed.
 
     python benchmarks/scale.py rate --pictures 600
+    python benchmarks/scale.py worker --pictures 64
     python benchmarks/scale.py memory --pictures 100000
     python benchmarks/scale.py kill
 
@@ -30,6 +31,14 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 from PIL import Image
+
+import turbovlm
+from turbovlm_workbench.run.identity import model_digest
+from turbovlm_workbench.scale.parts import LISTING, read_part
+from turbovlm_workbench.scale.source import open_source, write_listing
+from turbovlm_workbench.scale.work import Asked, load_work
+from turbovlm_workbench.scale.worker import Employment, Worker
+from turbovlm_workbench.settings import Settings
 
 # random weights: a ViT-S/16 with 197 tokens, and what costs next to nothing
 SHAPES: dict[str, dict[str, Any]] = {
@@ -184,6 +193,31 @@ def rate(args: argparse.Namespace, place: Path) -> None:
         print(f"| {workers} | {name} | {wall:.1f} | {processor:.1f} |")
 
 
+def worker(args: argparse.Namespace, place: Path) -> None:
+    """One worker in this process, without Ray: both settings in turns, on processor time."""
+    torch.set_num_threads(1)
+    asked = Asked("embed", str(make_model(place / "model", "small")))
+    digest = model_digest(load_work(asked).parts)
+    source = open_source(make_pictures(place / "pictures.parquet", args.pictures, 256), None)
+    write_listing(source.parts(), place / LISTING)
+    (table,) = read_part(source, place / LISTING, 0)
+    settings: dict[str, Settings] = {"unmerged": (), f"r={args.r}": (turbovlm.Merge(r=args.r),)}
+    workers = {
+        name: Worker(Employment(asked, applied, digest, "cpu", "fp32"))
+        for name, applied in settings.items()
+    }
+    spent = {name: list[float]() for name in workers}
+    for number in range(args.rounds + 1):  # the first warms up
+        for name, one in workers.items():
+            start = time.process_time()
+            for first in range(0, len(table), 16):
+                one(table.slice(first, 16))
+            if number:
+                spent[name].append(time.process_time() - start)
+    for name, seconds in spent.items():
+        print(f"{name}: {len(table) / median(seconds):.1f} pictures a second of processor time")
+
+
 def memory(args: argparse.Namespace, place: Path) -> None:
     model = make_model(place / "model", "tiny")
     data = make_pictures(place / "pictures.parquet", args.pictures, 48)
@@ -221,7 +255,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=("rate", "memory", "kill"))
+    parser.add_argument("what", choices=("rate", "worker", "memory", "kill"))
     parser.add_argument("--pictures", type=int, default=600)
     parser.add_argument("--part", type=int, default=20)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
@@ -229,7 +263,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        {"rate": rate, "memory": memory, "kill": kill}[args.what](args, Path(folder))
+        modes = {"rate": rate, "worker": worker, "memory": memory, "kill": kill}
+        modes[args.what](args, Path(folder))
 
 
 if __name__ == "__main__":

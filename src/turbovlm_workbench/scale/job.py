@@ -111,7 +111,7 @@ def run_job(
             _prepare(job, settings["data"])
             run = _run(job, pool, told, progress)
     done = {"settings": settings, **_counted(job.out), **run, "environment": environment()}
-    if run:
+    if run or not (job.out / RESULT).exists():  # a kill can come between the two
         write_text(job.out / RESULT, json.dumps(done, indent=2) + "\n")
     return done
 
@@ -126,7 +126,14 @@ def _employment(job: Job, pool: Pool) -> Employment:
     content = model_digest(work.parts)
     if job.applied:
         turbovlm.apply(work.loaded.model, *job.applied)
-    return Employment(job.asked, job.applied, content, device, job.dtype)
+    weights = None if job.asked.weights is None else _whole_path(job.asked.weights)
+    asked = replace(job.asked, model=_whole_path(job.asked.model), weights=weights)
+    return Employment(asked, job.applied, content, device, job.dtype)
+
+
+def _whole_path(name: str) -> str:
+    """A name of something here with its folder, as workers may stand elsewhere."""
+    return str(Path(name).absolute()) if Path(name).exists() else name
 
 
 def _listed(source: PictureSource, progress: Progress) -> Iterator[list[Piece]]:

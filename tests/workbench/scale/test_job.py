@@ -21,6 +21,7 @@ from tests.workbench.scale.make import MODEL, parquet, scene_files
 from turbovlm_workbench.cli.app import run_command
 from turbovlm_workbench.scale.pipeline import Pool, ray_running
 
+pytestmark = pytest.mark.slow
 PICTURES, PART = 24, 4
 
 

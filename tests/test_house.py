@@ -43,6 +43,7 @@ WORKBENCH_FLOORS = [
     {"generation"},
     {"tasks"},
     {"run"},
+    {"scale"},
     {"compare"},
     {"analyze", "studies"},
     {"tune"},

@@ -25,6 +25,8 @@ from turbovlm_workbench.cli.flops import flops_command
 from turbovlm_workbench.cli.generate import generate_command
 from turbovlm_workbench.cli.models import models_command
 from turbovlm_workbench.cli.report import report_command
+from turbovlm_workbench.cli.run import run_job_command
+from turbovlm_workbench.cli.search import search_command
 from turbovlm_workbench.cli.show import show_command
 from turbovlm_workbench.cli.sweep import sweep_command
 from turbovlm_workbench.cli.terminal import remember_command, tolerant_streams, visible
@@ -42,6 +44,8 @@ app.command("bench")(bench_command)
 app.command("generate")(generate_command)
 app.command("eval")(eval_command)
 app.command("eval generation")(eval_generation_command)
+app.command("run")(run_job_command)
+app.command("search")(search_command)
 app.command("sweep")(sweep_command)
 app.command("tune")(tune_command)
 app.command("analyze")(analyze_command)
@@ -89,6 +93,10 @@ def top(
     [bold]turbovlm generate[/]  draws pictures with and without merging, side by side.
 
     [bold]turbovlm eval[/]  scores it on the data of a task: predictions, metrics, intervals.
+
+    [bold]turbovlm run[/]  embeds, captions or answers over millions of pictures, on Ray Data.
+
+    [bold]turbovlm search[/]  finds pictures among the embedded ones, by text or picture.
 
     [bold]turbovlm sweep[/]  measures all combinations of settings and marks the best ones.
 

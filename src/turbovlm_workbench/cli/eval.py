@@ -12,6 +12,7 @@ from turbovlm_workbench.cli.arguments import MODEL_HELP, Beams, Device, Dtype, W
 from turbovlm_workbench.cli.setting import (
     Alpha,
     Config,
+    Keep,
     Method,
     Removed,
     Speedup,
@@ -54,14 +55,7 @@ def eval_command(
     method: Method = None,
     alpha: Alpha = None,
     speedup: Speedup = None,
-    keep: Annotated[
-        str | None,
-        typer.Option(
-            help="Share, or number, of an image's tokens that a language model gets; alone or with "
-            "--r or --speedup.",
-            metavar="KEEP",
-        ),
-    ] = None,
+    keep: Keep = None,
     config: Config = None,
     beams: Beams = None,
     top: Annotated[int, typer.Option(help="Candidates that a matching head ranks anew.")] = 128,

@@ -27,6 +27,14 @@ Method = Annotated[
     str | None, typer.Option(help="turbo, redundancy, semantics, random (default: turbo).")
 ]
 Alpha = Annotated[float | None, typer.Option(help="Weight of the semantic value in turbo.")]
+Keep = Annotated[
+    str | None,
+    typer.Option(
+        help="Share, or number, of an image's tokens that a language model gets; alone or with "
+        "--r or --speedup.",
+        metavar="KEEP",
+    ),
+]
 Limit = Annotated[int | None, typer.Option(help="Only the first so many images.")]
 Config = Annotated[
     Path | None, typer.Option(help="A saved setting, instead of all these.", metavar="FILE")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Protocol
 
@@ -112,13 +113,30 @@ def find_images(root: Path) -> tuple[Path, ...]:
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
         raise InputError(f"--images {root} {what}: give a folder of images")
-    found: list[Path] = []
-    for folder, _, names in os.walk(root, onerror=_unreadable_folder):
-        found += (Path(folder, name) for name in names)
-    paths = tuple(sorted(path for path in found if path.suffix.lower() in SUFFIXES))
+    paths = tuple(sorted(walk_images(root)))
     if not paths:
-        raise InputError(f"{root} holds no image: expected files ending in {', '.join(SUFFIXES)}")
+        raise InputError(no_images(root))
     return paths
+
+
+def walk_images(root: Path) -> Iterator[Path]:
+    """The image files below ``root`` by their endings, one after the other: folders of millions
+    never stand in memory as a whole. The order is the same on every machine.
+
+    Raises:
+        InputError: for a subfolder that cannot be read.
+    """
+    for folder, below, names in os.walk(root, onerror=_unreadable_folder):
+        below.sort()
+        for name in sorted(names):
+            path = Path(folder, name)
+            if path.suffix.lower() in SUFFIXES:
+                yield path
+
+
+def no_images(root: Path) -> str:
+    """What to say of a folder without images."""
+    return f"{root} holds no image: expected files ending in {', '.join(SUFFIXES)}"
 
 
 def read_image(path: Path) -> Image.Image:
@@ -128,10 +146,24 @@ def read_image(path: Path) -> Image.Image:
         InputError: if it cannot be decoded.
     """
     with _open(path) as image:
-        try:
-            return _eight_bits(image).convert("RGB")
-        except Exception as error:  # damaged files raise many kinds in the decoders
-            raise _unreadable(path, error) from error
+        return _decoded(image, path)
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """The image in the bytes of a file, in mode RGB, as `read_image`.
+
+    Args:
+        data: the bytes.
+        name: what to call the image in an error.
+
+    Raises:
+        InputError: if it cannot be decoded.
+    """
+    try:
+        image = Image.open(BytesIO(data), formats=FORMATS)
+    except Exception as error:
+        raise _unreadable(name, error) from error
+    return _decoded(image, name)
 
 
 def read_labels(table: Path, root: Path) -> dict[Path, int]:
@@ -194,6 +226,13 @@ def _open(path: Path) -> Image.Image:
         raise _unreadable(path, error) from error
 
 
+def _decoded(image: Image.Image, name: Path | str) -> Image.Image:
+    try:
+        return _eight_bits(image).convert("RGB")
+    except Exception as error:  # damaged files raise many kinds in the decoders
+        raise _unreadable(name, error) from error
+
+
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Greyscale of 16 bits scaled to 8: Pillow's own conversion cuts off at 255, to white."""
     if not image.mode.startswith("I"):
@@ -202,7 +241,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((grey / 257).round().clip(0, 255).astype(np.uint8))
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
+def _unreadable(path: Path | str, error: Exception) -> InputError:
     if isinstance(error, UnidentifiedImageError):
         cause = f"not an image file: its content is none of {', '.join(FORMATS)}"
     else:

@@ -10,12 +10,19 @@ from turbovlm.errors import ConfigError, ModelError, require
 from turbovlm_workbench.load import answering, matching
 from turbovlm_workbench.load.image_text import ImageTextModel
 from turbovlm_workbench.load.lab import lab_answers, lab_head
+from turbovlm_workbench.load.loaded import Embedder
+from turbovlm_workbench.load.models import LIBRARIES, load_model
 from turbovlm_workbench.load.open_clip import open_clip_parts
 from turbovlm_workbench.load.prepare import processor_prepare
 from turbovlm_workbench.load.prompted import answers_prompts, load_prompted_answers
 from turbovlm_workbench.load.random_state import keeps_random_state
 from turbovlm_workbench.load.statements import StatementModel
-from turbovlm_workbench.load.transformers import pretrained, pretrained_model, pretrained_processor
+from turbovlm_workbench.load.transformers import (
+    architecture,
+    pretrained,
+    pretrained_model,
+    pretrained_processor,
+)
 from turbovlm_workbench.paper import register_paper_models
 
 AnyModel = TypeVar("AnyModel", bound=ImageTextModel)
@@ -65,6 +72,38 @@ def load_matching(name: str, weights: str | Path | None = None) -> matching.Matc
         model, prepare, tokenizer = open_clip_parts(name.removeprefix(OPEN_CLIP), path)
         return matching.OpenClipMatching(model, prepare, name, tokenizer)
     return _load(name, MATCHING_MODELS, "image-text retrieval", "lab:retrieval, open_clip:NAME")
+
+
+def load_embedding(
+    name: str, weights: str | Path | None = None
+) -> matching.MatchingModel | Embedder:
+    """A model that gives one vector a picture: with its text side where it has one.
+
+    Args:
+        name: of a model of `load_matching`, or an embedder of `load_model`.
+        weights: as there.
+
+    Raises:
+        ModelError: if it does something else, or gives several vectors a picture.
+        TurboError: as `load_matching` and `load_model`.
+    """
+    library = name.partition(":")[0] if ":" in name and not Path(name).is_dir() else ""
+    if library in ("lab", "open_clip"):
+        return load_matching(name, weights)
+    if library not in LIBRARIES and architecture(name) in MATCHING_MODELS:
+        if MATCHING_MODELS[architecture(name)] is matching.Blip2Matching:
+            raise ModelError(
+                f"{name} gives several vectors a picture, one for each of its queries: give a "
+                "model with one, such as CLIP, SigLIP or BlipForImageTextRetrieval"
+            )
+        return load_matching(name, weights)
+    loaded = load_model(name, weights)
+    if isinstance(loaded, Embedder):
+        return loaded
+    raise ModelError(
+        f"{name} is a {type(loaded).__name__.lower()}, which gives no embedding: give CLIP, "
+        "SigLIP, DINOv2 or another encoder, open_clip:NAME, or lab:retrieval"
+    )
 
 
 @keeps_random_state

@@ -43,3 +43,23 @@ def test_without_the_lab_its_models_name_the_command(words: list[str], tmp_path:
     done = run(code, SOURCE, PACKAGES)
     assert done.returncode == 2
     assert "turbovlm-lab, which is not installed: pip install ./lab" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("package", "words"),
+    [
+        ("ray", ["run", "embed", "lab:retrieval", "--data", ".", "--out", "new"]),
+        ("pyarrow", ["run", "embed", "lab:retrieval", "--data", ".", "--out", "new"]),
+        ("faiss", ["search", ".", "--text", "a circle"]),
+    ],
+)
+def test_without_their_extra_jobs_name_the_command(
+    package: str, words: list[str], tmp_path: Path
+) -> None:
+    code = f"import os, sys; os.chdir({str(tmp_path)!r}); sys.modules[{package!r}] = None\n"
+    code += f"from turbovlm_workbench.cli import main; main({words})"
+    done = run(code, SOURCE, PACKAGES)
+    assert done.returncode == 2
+    assert f"this needs {package}, which is not installed" in done.stderr
+    assert "pip install 'turbovlm[scale]'" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -71,6 +71,16 @@ def test_merging_works_on_it_and_comes_off(tmp_path: Path) -> None:
     assert torch.equal(outputs("captioning", model), before)
 
 
+@torch.no_grad()
+def test_attention_can_be_fused(tmp_path: Path) -> None:
+    path = save(tmp_path / "pruned.pth", pruned_file("captioning", whole("captioning")))
+    model = load_upop(path, "captioning", SIZES)
+    before = outputs("captioning", model)
+    turbovlm.fuse_attention(model)
+    assert model.vision_model.encoder.layers[1].self_attn(torch.zeros(1, 5, 32))[1] is None
+    assert torch.allclose(outputs("captioning", model), before, atol=1e-5)
+
+
 def test_a_whole_blip_has_the_same_layout(tmp_path: Path) -> None:
     dense = whole("captioning")
     state = pruned_file("captioning", dense, prune=False)

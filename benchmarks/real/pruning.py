@@ -48,7 +48,10 @@ def prune_channels(
     import torch_pruning
 
     roots = _roots(model, heads)
-    fixed = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d) and m not in roots]
+    fixed: list[nn.Module] = [
+        m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d) and m not in roots
+    ]
+    counts: dict[nn.Module, int] = {layer: number for layer, number in heads.items()}  # noqa: C416
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of cls and positions, which stay
         pruner = torch_pruning.pruner.BasePruner(
@@ -60,7 +63,7 @@ def prune_channels(
             pruning_ratio=share,
             max_pruning_ratio=1 - LEAST,
             ignored_layers=fixed,
-            num_heads=dict(heads),
+            num_heads=counts,
             forward_fn=run,
         )
         pruner.step()

@@ -49,14 +49,10 @@ def nearest(layer: nn.Linear, inputs: list[Tensor], grid: Grid) -> Quantized:
 
 def gptq(layer: nn.Linear, inputs: list[Tensor], grid: Grid) -> Quantized:
     """Column by column, the error of each made up for by the columns that follow."""
-    require("gptqmodel", "gptq")
-    from gptqmodel.quantization import QuantizeConfig
-    from gptqmodel.quantization.gptq import GPTQ
-
-    config: Any = QuantizeConfig(
+    config = require("gptqmodel.quantization", "gptq").QuantizeConfig(
         bits=grid.bits, group_size=-1, desc_act=False, act_group_aware=False
     )
-    run = GPTQ(layer, config)
+    run = require("gptqmodel.quantization.gptq", "gptq").GPTQ(layer, config)
     run.quantizer.configure(perchannel=True)
     for x in inputs:
         run.add_batch(x, layer(x))
@@ -67,13 +63,12 @@ def gptq(layer: nn.Linear, inputs: list[Tensor], grid: Grid) -> Quantized:
 
 def packed(layer: nn.Linear, found: Quantized, grid: Grid) -> nn.Module:
     """GPTQModel's layer for any device: integers and float16 scales, unpacked in each forward."""
-    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
-
+    layers = require("gptqmodel.nn_modules.qlinear.torch", "gptq")
     with_weights = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)
     with_weights.weight.data = found.weight
     if layer.bias is not None:
         with_weights.bias.data = layer.bias.data
-    result = TorchLinear(
+    result = layers.TorchLinear(
         bits=grid.bits,
         group_size=-1,
         sym=True,

@@ -131,10 +131,10 @@ def narrow(model: nn.Module, widths: Mapping[str, int]) -> None:
         ConfigError: if a name is none of `layers_to_narrow`, or a width is not from 1 to the
             present one; nothing has changed then.
     """
-    present = {
-        name: model.get_submodule(f"{name}.{layer}").weight.shape[0] // parts
-        for name, layer, parts in layers_to_narrow(model)
-    }
+    present: dict[str, int] = {}
+    for name, layer, parts in layers_to_narrow(model):
+        first: Any = model.get_submodule(f"{name}.{layer}")
+        present[name] = first.out_features // parts
     for name, width in widths.items():
         if name not in present:
             raise ConfigError(

@@ -74,7 +74,7 @@ def test_merging_works_on_it_and_comes_off(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_attention_can_be_fused(tmp_path: Path) -> None:
     path = save(tmp_path / "pruned.pth", pruned_file("captioning", whole("captioning")))
-    model = load_upop(path, "captioning", SIZES)
+    model: Any = load_upop(path, "captioning", SIZES)
     before = outputs("captioning", model)
     turbovlm.fuse_attention(model)
     assert model.vision_model.encoder.layers[1].self_attn(torch.zeros(1, 5, 32))[1] is None

@@ -2,11 +2,12 @@
 
     python benchmarks/real/compressed.py --data DATA --rounds 9 --json compressed.json
 
-ViT-Ti/16 AugReg at 224 px on 500 labelled photographs, compressed without training in four ways,
+ViT-Ti/16 AugReg at 224 px on 500 labelled photographs, compressed without training in five ways,
 each unmerged and merged. The KL is to the same compressed model unmerged, so that it is what
 merging costs and nothing else; the accuracy is what both leave. Speeds are over the model as it
 came.
-DATA holds vit_tiny_augreg and photos500; quantization needs torchao.
+DATA holds vit_tiny_augreg and photos500; quantization needs torchao, and pruning of all channels,
+which reads some photographs of flickr8k, torch-pruning.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 from classification import NAME, Result, classifier, logits, photographs, pixels
+from pruning import pruned_vit
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -34,6 +36,7 @@ from turbovlm_workbench.metrics.intervals import interval
 
 ZEROED = 0.3
 NARROWED = 0.05
+CALIBRATION = 32
 
 
 def as_it_came(model: Any) -> None:
@@ -85,6 +88,7 @@ WAYS: dict[str, Callable[[Any], None]] = {
     f"{ZEROED:.0%} of the weights zero": zeroed,
     f"{NARROWED:.0%} of the MLP neurons out": narrowed,
 }
+CHANNELS = f"{NARROWED:.0%} of the channels of heads and MLPs out"
 
 
 def parse() -> argparse.Namespace:
@@ -93,6 +97,9 @@ def parse() -> argparse.Namespace:
     )
     p.add_argument("--data", type=Path, required=True, metavar="DIR")
     p.add_argument("--r", type=int, nargs="+", default=[8, 16])
+    p.add_argument(
+        "--only", nargs="+", choices=(*WAYS, CHANNELS), metavar="NAME", help="of these ways"
+    )
     p.add_argument("--limit", type=int, help="of the photographs; default all")
     p.add_argument("--batch", type=int, default=50)
     p.add_argument("--rounds", type=int, default=0, help="of timing one batch; 0: none")
@@ -107,9 +114,13 @@ def main() -> None:
     x = pixels(images[: args.limit], plain, 224)
     labels = None if labels is None else labels[: args.limit]
     models: dict[str, nn.Module] = {}
-    for name, compress in WAYS.items():
-        models[name] = copy.deepcopy(plain)
-        compress(models[name])
+    for name in args.only or (*WAYS, CHANNELS):
+        if name == CHANNELS:
+            others, _ = photographs(args.data, "flickr8k")
+            models[name] = pruned_vit(plain, pixels(others[:CALIBRATION], plain, 224), NARROWED)
+        else:
+            models[name] = copy.deepcopy(plain)
+            WAYS[name](models[name])
     merges = [None, *(turbovlm.Merge(r=r) for r in args.r)]
     rows: list[dict[str, Any]] = []
     costs: dict[int, Tensor] = {}
@@ -122,7 +133,7 @@ def main() -> None:
             row = {"model": name, "r": r, **result.summary()}
             if name == "fp32":
                 costs[r] = result.kl
-            elif r:
+            elif r and costs:
                 row["kl_over_fp32"] = interval((result.kl - costs[r]).tolist())
             rows.append(row)
     if args.rounds:

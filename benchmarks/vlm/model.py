@@ -110,9 +110,9 @@ class Lab:
         return Seen(joined, self.place, none, joined), torch.cat(survivors)
 
     @torch.inference_mode()
-    def answers(self, given: Reduced) -> Answers:
-        """Answers from some visual tokens."""
-        right, logits, row, captions = [], [], [], []
+    def answers(self, given: Reduced, captions: bool = True) -> Answers:
+        """Answers from some visual tokens; captions are written out only if asked for."""
+        right, logits, row, written = [], [], [], []
         for first in range(0, len(self.told), BATCH):
             told = self.told[first : first + BATCH]
             image, at = given.features[first : first + BATCH], given.at[first : first + BATCH]
@@ -125,8 +125,8 @@ class Lab:
             ]
             logits.append(said)
             row.append((rows.after >= 0).nonzero()[:, 0] + first)
-            captions += self.captions(image, at)
-        return Answers(right, torch.cat(logits), torch.cat(row), captions)
+            written += self.captions(image, at) if captions else []
+        return Answers(right, torch.cat(logits), torch.cat(row), written)
 
     def captions(self, image: Tensor, at: Tensor) -> list[str]:
         """Greedy captions from visual tokens at their positions."""

@@ -56,14 +56,14 @@ class FusedAttention(nn.Module):
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, None]:
         """Tokens ``(B, N, C)`` -> ``(B, N, C)``; no attention weights exist to be returned."""
-        batch, tokens, width = hidden_states.shape
-        qkv = self.qkv(hidden_states).view(batch, tokens, 3, self.num_heads, -1)
+        # the heads may be narrower than the width: pruning leaves such
+        qkv = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         dropout = self.dropout.p if self.training else 0.0
         mixed = F.scaled_dot_product_attention(
             query, key, value, dropout_p=dropout, scale=self.scale
         )
-        return self.projection(mixed.transpose(1, 2).reshape(batch, tokens, width)), None
+        return self.projection(mixed.transpose(1, 2).flatten(2)), None
 
 
 def fuse_attention(model: Model) -> Model:

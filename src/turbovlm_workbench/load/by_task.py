@@ -43,6 +43,7 @@ ANSWERING_MODELS: Mapping[str, type[answering.AnsweringModel]] = {
     "BlipForQuestionAnswering": answering.BlipAnswers,
     "Blip2ForConditionalGeneration": answering.Blip2Answers,
     "MiniGPTv2ForConditionalGeneration": answering.MiniGPTv2Answers,
+    "UPopAnswerer": answering.BlipAnswers,
 }
 STATEMENT_MODELS: Mapping[str, type[StatementModel]] = {"BlipForNlvr": StatementModel}
 LAB, OPEN_CLIP = "lab:", "open_clip:"
@@ -160,7 +161,7 @@ def _load(name: str, kinds: Mapping[str, type[AnyModel]], task: str, others: str
     library, colon, _ = name.partition(":")
     if colon and not Path(name).is_dir():
         fitting(f"model of {library}")
-    register_paper_models()  # for BlipForNlvr and MiniGPT-v2
+    register_paper_models()  # BlipForNlvr, MiniGPT-v2 and UPop's
     config = pretrained(transformers.AutoConfig, name)
     built = (getattr(config, "architectures", None) or [config.model_type])[0]
     kind_of_model = fitting(built)

@@ -13,12 +13,14 @@ from turbovlm_workbench.checkpoint import cause
 from turbovlm_workbench.load.loaded import Captioner, Classifier, Embedder
 from turbovlm_workbench.load.prepare import Prepare, processor_prepare
 from turbovlm_workbench.load.skeleton import NAMES
+from turbovlm_workbench.paper import register_paper_models
 
 CAPTION_TOKENS = 20
 CAPTIONERS = {
     "blip": "BlipForConditionalGeneration",
     "blip-2": "Blip2ForConditionalGeneration",
     "vision-encoder-decoder": "VisionEncoderDecoderModel",
+    "upop-blip-captioner": "UPopCaptioner",
 }
 EMBEDDERS = {  # whatever runs on pixel values alone
     "vit": "ViTModel",
@@ -80,6 +82,7 @@ def load_transformers(name: str, *, beams: int) -> Classifier | Embedder | Capti
     """
     transformers = require("transformers", "hf")
     require("torchvision", "hf")
+    register_paper_models()  # for UPopCaptioner
     config = pretrained(transformers.AutoConfig, name)
     kind = config.model_type
     built = (getattr(config, "architectures", None) or [""])[0]
@@ -88,7 +91,8 @@ def load_transformers(name: str, *, beams: int) -> Classifier | Embedder | Capti
         model = pretrained_model(transformers.AutoModelForImageClassification, name)
         return Classifier(model, pretrained_processor(name), name)
     if built == CAPTIONERS.get(kind):
-        return _captioner(pretrained_model(getattr(transformers, built), name), name, beams)
+        model = pretrained_model(getattr(transformers, built, transformers.AutoModel), name)
+        return _captioner(model, name, beams)
     if kind in PAIRS:
         model = ImageSide(pretrained_model(getattr(transformers, PAIRS[kind]), name))
         return Embedder(model.eval(), pretrained_processor(name), name)

@@ -1,10 +1,10 @@
-"""Architectures of the paper that no host library ships: BLIP for NLVR2 and MiniGPT-v2."""
+"""Architectures of the paper that no host library ships: NLVR2's and UPop's BLIP, MiniGPT-v2."""
 
 from __future__ import annotations
 
 import importlib
 
-NAMES = ("nlvr", "minigptv2")
+NAMES = ("nlvr", "minigptv2", "upop")
 
 
 def register_paper_models() -> None:

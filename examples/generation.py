@@ -6,6 +6,7 @@ python examples/generation.py FOLDER    # and keeps them there
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from turbovlm_lab import painter
 from turbovlm_lab.captioner import CAPTION_TOKENS, load_captioner
 from turbovlm_lab.scenes import scene
 
-pipe = painter.load_painter()  # a small Stable Diffusion
+pipe: Any = painter.load_painter()  # a small Stable Diffusion
 reader, processor = load_captioner()
 prompts = [scene(seed).caption for seed in painter.subjects("test", 0, 1)]
 

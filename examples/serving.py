@@ -10,6 +10,7 @@ import queue
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import quote, unquote
 from urllib.request import urlopen
 
@@ -19,7 +20,8 @@ import turbovlm
 from turbovlm_lab import vlm
 from turbovlm_lab.scenes import scene, seed_of_split
 
-model, processor = vlm.load_vlm()
+loaded: tuple[Any, Any] = vlm.load_vlm()
+model, processor = loaded
 turbovlm.apply(model, turbovlm.VisualTokens(keep=0.5))
 waiting: queue.Queue[tuple[Image.Image, str, Future[str]]] = queue.Queue()
 

@@ -29,7 +29,7 @@ def test_the_page_runs_and_batches_answer_as_single_prompts() -> None:
     ]
     assert together == alone
     assert len(set(together)) >= 3
-    assert [one[0]["generated_text"].strip() for one in names["found"]] == together
+    assert [one["generated_text"].strip() for one in names["found"]] == together
     inputs = names["processor"](images=images, text=texts, padding=True, return_tensors="pt")
     with torch.no_grad():
         short = names["model"](**inputs).logits

@@ -22,12 +22,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from flickr8k import END, PAD, SELECT, WORDS, read
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
-from train_captioner import END, PAD, SELECT, WORDS, load, read
+from train_captioner import load
 from transformers.modeling_outputs import BaseModelOutput
 
 import turbovlm

@@ -17,34 +17,23 @@ for (`merge, equal cost`).
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from criteria import CRITERIA, Reduced, Seen, dropped, whole
+from criteria import CRITERIA, whole
 from model import Answers, Lab
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
+from tower import Scores, measure
 
-import turbovlm
-from turbovlm.measure import environment, flops
-from turbovlm_lab import vlm
+from turbovlm.measure import environment
 from turbovlm_workbench.metrics.captions import score_captions
-from turbovlm_workbench.metrics.intervals import interval
 
-KEEPS = (2, 4, 9, 16)
-DRAWS = 3
-TOWER_R = 8  # of `merge`: a third of the tokens in eight blocks
 TOPICS = ("colour", "shape", "size", "position", "count", "presence", "word")
-
-Scores = dict[str, np.ndarray]
-"""One value a scene; NaN where a scene has no such question."""
 
 
 def scores(lab: Lab, found: Answers, base: Answers) -> Scores:
@@ -63,85 +52,6 @@ def scores(lab: Lab, found: Answers, base: Answers) -> Scores:
     columns["cider"] = list(score_captions(found.captions, truth).ciders)
     columns["kl"] = found.kl(base).tolist()
     return {name: np.array(values) for name, values in columns.items()}
-
-
-def criteria(lab: Lab, seen: Seen, keep: int) -> Iterator[tuple[str, list[Reduced]]]:
-    """Every criterion with what it leaves; several draws of what is random."""
-    for name, reduce in CRITERIA.items():
-        if name == "random":
-            yield name, [dropped(seen, keep, "random", seed) for seed in range(DRAWS)]
-        else:
-            yield name, [reduce(seen, keep)]
-    yield "resize", [lab.resized(keep)]
-    yield "tome", [in_tower(lab, keep)]
-    merged, _ = lab.merged(turbovlm.Merge(r=TOWER_R))
-    yield "merge", [CRITERIA["ours"](merged, keep)]
-    more = min(vlm.IMAGE_TOKENS - 8 * TOWER_R, keep + paid(lab))
-    yield "merge, equal cost", [CRITERIA["ours"](merged, more)]
-
-
-def in_tower(lab: Lab, keep: int) -> Reduced:
-    """The tokens that merging by redundancy in the tower leaves, each once."""
-    blocks = lab.model.config.vision_config.num_hidden_layers
-    r = removals(vlm.IMAGE_TOKENS, keep, blocks)
-    seen, at = lab.merged(turbovlm.Merge(r=r, method="redundancy"))
-    features = seen.features.gather(1, at.unsqueeze(2).expand(-1, -1, seen.features.shape[2]))
-    return Reduced(features, at)
-
-
-def removals(tokens: int, keep: int, blocks: int) -> tuple[int, ...]:
-    """As many a block, or the same share where a block cannot merge that many."""
-    gone = tokens - keep
-    even = tuple(gone // blocks + (block < gone % blocks) for block in range(blocks))
-    if keep + even[-1] >= 2 * even[-1]:
-        return even
-    left = [round(tokens * (keep / tokens) ** (b / blocks)) for b in range(blocks + 1)]
-    return tuple(before - after for before, after in itertools.pairwise(left))
-
-
-def paid(lab: Lab) -> int:
-    """Visual tokens that the language model reads for what merging spares the tower."""
-    pixels = {"pixel_values": torch.zeros(1, 3, 224, 224)}
-    tower = lab.model.model.vision_tower
-    before = flops(tower, pixels).macs
-    with turbovlm.applied(tower, turbovlm.Merge(r=TOWER_R)):
-        after = flops(tower, pixels).macs
-    language = lab.model.model.language_model
-    each = sum(p.numel() for p in language.layers.parameters())
-    return int((before - after) // each)
-
-
-def difference(mine: np.ndarray, ours: np.ndarray) -> list[float]:
-    """Mean difference and its interval, over the scenes that have both."""
-    both = ~np.isnan(mine) & ~np.isnan(ours)
-    return list(interval((mine - ours)[both].tolist()))
-
-
-def measure(lab: Lab) -> list[dict[str, Any]]:
-    """One row a criterion and count, the whole prompt first."""
-    seen = lab.see()
-    base = lab.answers(whole(seen))
-    rows = [row_of("whole", vlm.IMAGE_TOKENS, scores(lab, base, base), None)]
-    for part in track(KEEPS, "keep"):
-        keep = round(vlm.IMAGE_TOKENS / part)
-        ours: Scores | None = None
-        for name, given in criteria(lab, seen, keep):
-            drawn = [scores(lab, lab.answers(one), base) for one in given]
-            mean = {key: np.mean([one[key] for one in drawn], axis=0) for key in drawn[0]}
-            ours = mean if ours is None else ours
-            rows.append(row_of(name, given[0].at.shape[1], mean, ours) | {"keep": f"1/{part}"})
-    return rows
-
-
-def row_of(name: str, tokens: int, found: Scores, ours: Scores | None) -> dict[str, Any]:
-    """Means, and the differences to ours of what the intervals are for."""
-    row: dict[str, Any] = {"criterion": name, "tokens": tokens}
-    row |= {key: float(np.nanmean(values)) for key, values in found.items()}
-    if ours is not None and name != "ours":
-        row["minus ours"] = {
-            key: difference(found[key], ours[key]) for key in ("answers", "word", "cider", "kl")
-        }
-    return row
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
@@ -177,7 +87,11 @@ def main() -> None:
     p.add_argument("--json", type=Path, metavar="FILE")
     args = p.parse_args()
     torch.manual_seed(0)
-    rows = measure(Lab(args.split, args.start, args.scenes, args.weights))
+    lab = Lab(args.split, args.start, args.scenes, args.weights)
+    seen = lab.see()
+    base = lab.answers(whole(seen))
+    gaps = ("answers", "word", "cider", "kl")
+    rows = measure(lab, seen, lambda given: scores(lab, lab.answers(given), base), CRITERIA, gaps)
     Console(width=200).print(table(rows))
     if args.json:
         facts = {"split": args.split, "start": args.start, "scenes": args.scenes}

@@ -40,10 +40,14 @@ class Seen:
 
 @dataclass(frozen=True)
 class Reduced:
-    """What is left of them: ``features`` ``(I, K, C)`` at the positions ``at`` ``(I, K)``."""
+    """What is left of them: ``features`` ``(I, K, C)`` at the positions ``at`` ``(I, K)``.
+
+    ``size`` ``(I, K)`` says how many of all tokens are most similar to each, if that is known.
+    """
 
     features: Tensor
     at: Tensor
+    size: Tensor | None = None
 
 
 def whole(seen: Seen) -> Reduced:
@@ -126,7 +130,9 @@ CRITERIA: dict[str, Callable[[Seen, int], Reduced]] = {
 
 
 def _folded(seen: Seen, selection: Selection) -> Reduced:
-    return Reduced(selection.fold(seen.features), selection.kept)
+    size = torch.zeros(selection.kept.shape)
+    size.scatter_add_(1, selection.owner, torch.ones(selection.owner.shape))
+    return Reduced(selection.fold(seen.features), selection.kept, size)
 
 
 def _rows(x: Tensor, at: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ cross-attention gets those that a criterion leaves. The first half of the 100 pa
 of the page, after the normaliser of DATA; *agreement* and KL are those of the next token along the
 reading of the model with all tokens. Intervals are of the mean difference to ours over pages.
 
-`merge` is `Merge` in the encoder to three quarters of the tokens, then ours to the same count.
+`merge` is `Merge` in the encoder to three quarters of the tokens, then ours to the same count;
+`tome` merges by redundancy in the encoder until as many are left, each handed over once.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +33,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
+from tower import DRAWS, KEEPS, Scores, removals
 
 import turbovlm
 from turbovlm.measure import environment
@@ -41,23 +43,23 @@ from turbovlm_workbench.metrics.intervals import interval
 GRID, PATCH = (16, 64), 8
 SMALL = {2: (11, 46), 4: (8, 32), 9: (5, 23), 16: (4, 16)}
 """Grids of a smaller picture, by what part of the tokens they hold."""
-KEEPS = (2, 4, 9, 16)
-END, STEPS, DRAWS, BATCH = 2, 200, 3, 10
+END, STEPS, BATCH = 2, 200, 10
 TOWER_R = 64  # a block of four: 256 of 1024
-Scores = dict[str, np.ndarray]
+NAMES = (*(n for n in CRITERIA if n not in ("ours", "pooled")), "resize", "tome", "merge")
+"""Of the criteria beside ours; pooling is for squares."""
 
 
 class Reader:
     """The model, the pages of one half, and what it reads with all tokens."""
 
-    def __init__(self, data: Path, half: str) -> None:
+    def __init__(self, data: Path, half: str, count: int) -> None:
         folder = data / "latex_ocr"
         loading, self.normalise = (_module(folder / f"{n}.py") for n in ("load", "normalise"))
         self.encoder, decoder, self.words = loading.load(folder)
         self.decoder: Any = decoder
         given = (data / "formulas" / "formulas.jsonl").read_text("utf-8").splitlines()
         records = [json.loads(line) for line in given]
-        records = records[:50] if half == "first" else records[50:]
+        records = (records[:50] if half == "first" else records[50:])[:count]
         self.truth = [r["latex"] for r in records]
         self.pages = torch.stack([loading.prepare(data / "formulas" / r["image"]) for r in records])
         self.settings = json.loads((folder / "encoder_timm.json").read_text())
@@ -93,6 +95,19 @@ class Reader:
         with turbovlm.applied(self.encoder, config, record=False):
             features = torch.cat([self.encoder(x) for x in self.pages.split(BATCH)])
         return Seen(features, self.place, features[..., 0], features)
+
+    @torch.inference_mode()
+    def in_encoder(self, keep: int) -> Reduced:
+        """The tokens that merging by redundancy in the encoder leaves, each once."""
+        r = removals(len(self.place), keep, len(self.encoder.blocks))
+        features = []
+        with turbovlm.applied(self.encoder, turbovlm.Merge(r=r, method="redundancy")) as run:
+            for x in self.pages.split(BATCH):
+                seen = self.encoder(x)
+                at = run.traces[-1].survivors()
+                features.append(seen.gather(1, at.unsqueeze(2).expand(-1, -1, seen.shape[2])))
+        found = torch.cat(features)
+        return Reduced(found, torch.zeros(found.shape[:2], dtype=torch.int64))
 
     @torch.inference_mode()
     def resized(self, grid: tuple[int, int]) -> Reduced:
@@ -157,24 +172,32 @@ class Reader:
         return found
 
 
-def criteria(reader: Reader, part: int) -> Iterator[tuple[str, list[Reduced]]]:
-    """Every criterion with what it leaves; several draws of what is random."""
+def criteria(
+    reader: Reader, part: int, names: Collection[str]
+) -> Iterator[tuple[str, list[Reduced]]]:
+    """The criteria of these names with what they leave; several draws of what is random."""
     seen, keep = reader.seen, 1024 // part
     for name, reduce in CRITERIA.items():
+        if name not in names:
+            continue
         if name == "random":
             yield name, [dropped(seen, keep, "random", seed) for seed in range(DRAWS)]
-        elif name != "pooled":  # which is for squares
+        else:
             yield name, [reduce(seen, keep)]
-    yield "resize", [reader.resized(SMALL[part])]
-    yield "merge", [CRITERIA["ours"](reader.merged(turbovlm.Merge(r=TOWER_R)), keep)]
+    if "resize" in names:
+        yield "resize", [reader.resized(SMALL[part])]
+    if "tome" in names:
+        yield "tome", [reader.in_encoder(keep)]
+    if "merge" in names:
+        yield "merge", [CRITERIA["ours"](reader.merged(turbovlm.Merge(r=TOWER_R)), keep)]
 
 
-def measure(reader: Reader, read: bool) -> list[dict[str, Any]]:
+def measure(reader: Reader, names: Collection[str], read: bool) -> list[dict[str, Any]]:
     """One row a criterion and count, all tokens first."""
     rows = [row_of("whole", 1024, reader.scores(whole(reader.seen), read=read), None)]
     for part in track(KEEPS, "keep"):
         ours: Scores | None = None
-        for name, given in criteria(reader, part):
+        for name, given in criteria(reader, part, names):
             drawn = [reader.scores(one, read=read) for one in given]
             found = {key: np.mean([one[key] for one in drawn], axis=0) for key in drawn[0]}
             ours = found if ours is None else ours
@@ -225,12 +248,16 @@ def main() -> None:
     p.add_argument("--data", type=Path, required=True, metavar="DIR")
     p.add_argument("--pages", choices=("first", "second"), default="second", help="half")
     p.add_argument("--read", action="store_true", help="decode too: exact and edit similarity")
+    p.add_argument("--count", type=int, default=50, help="pages of that half, the first ones")
+    p.add_argument("--criteria", nargs="+", choices=NAMES, default=NAMES, help="beside ours")
     p.add_argument("--json", type=Path, metavar="FILE")
     args = p.parse_args()
-    rows = measure(Reader(args.data, args.pages), args.read)
+    reader = Reader(args.data, args.pages, args.count)
+    rows = measure(reader, {"ours", *args.criteria}, args.read)
     Console(width=160).print(table(rows))
     if args.json:
-        report = {"pages": args.pages, "environment": environment("cpu"), "rows": rows}
+        facts = {"pages": args.pages, "count": len(reader.pages)}
+        report = {**facts, "environment": environment("cpu"), "rows": rows}
         args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 

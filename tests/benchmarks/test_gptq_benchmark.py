@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("gptqmodel") is None, reason="pip install 'turbovlm[gptq]'"
+)
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "vlm"
 # In a process of its own: GPTQModel sets variables of the environment when it is imported.
 CHECK = """

@@ -30,6 +30,11 @@ def bench(criteria: ModuleType) -> ModuleType:
 
 
 @pytest.fixture
+def tower(criteria: ModuleType) -> ModuleType:
+    return importlib.import_module("tower")
+
+
+@pytest.fixture
 def lab(bench: ModuleType) -> Any:
     return bench.Lab("test", 500, 4)
 
@@ -65,10 +70,10 @@ def test_squares_hold_at_least_as_many(criteria: ModuleType, keep: int, side: in
 
 
 @pytest.mark.parametrize("keep", [98, 49, 22, 12])
-def test_towers_merge_to_the_count(bench: ModuleType, lab: Any, keep: int) -> None:
-    r = bench.removals(196, keep, 8)
+def test_towers_merge_to_the_count(tower: ModuleType, lab: Any, keep: int) -> None:
+    r = tower.removals(196, keep, 8)
     assert sum(r) == 196 - keep
-    found = bench.in_tower(lab, keep)
+    found = tower.in_tower(lab, keep)
     assert found.at.shape == (4, keep)
     assert found.features.shape == (4, keep, 160)
 

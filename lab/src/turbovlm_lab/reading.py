@@ -98,6 +98,42 @@ def predicted(model: Any, image: Tensor, given: Rows) -> Tensor:
     return model.lm_head(out[given.after >= 0])
 
 
+@torch.inference_mode()
+def greedy_tokens(model: Any, embedded: Tensor, position: Tensor, end: int, steps: int) -> Tensor:
+    """The likeliest tokens one by one, int64 (B, T) with T of at most ``steps``.
+
+    What follows a row's ``end``, and the end itself, is 0.
+
+    Args:
+        model: the LLaVA.
+        embedded: what its language model reads first (B, L, C).
+        position: of these (B, L); those that follow go on from the last.
+        end: the token that ends a row.
+        steps: at most.
+    """
+    embed, llama = model.get_input_embeddings(), model.model.language_model
+    mask = torch.ones(embedded.shape[:2], dtype=torch.int64)
+    x, cache, ids = embedded, None, []
+    ended = torch.zeros(len(x), dtype=torch.bool)
+    for _ in range(steps):
+        out = llama(
+            inputs_embeds=x,
+            position_ids=position,
+            attention_mask=mask,
+            cache=cache,
+            use_cache=True,
+        )
+        cache = out.cache
+        ids.append(model.lm_head(out.last_hidden_state[:, -1]).argmax(-1, keepdim=True))
+        ended |= ids[-1][:, 0] == end
+        if ended.all():
+            break
+        x, position = embed(ids[-1]), position[:, -1:] + 1
+        mask = F.pad(mask, (0, 1), value=1)
+    said = torch.cat(ids, 1)
+    return said.masked_fill((said == end).cumsum(1) > 0, 0)
+
+
 def reading_loss(model: Any, states: Tensor, given: Rows) -> Tensor:
     """Of the learned tokens, and of where the told heads looked.
 

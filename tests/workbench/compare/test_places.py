@@ -88,5 +88,5 @@ def test_maps_of_a_packed_tower(task: ImageTask[list[str]], tmp_path: Path) -> N
     # a picture alone has the same groups as beside others
     alone = picture_maps(task, {"half": images["half"]}, {"r": merge})[0]
     for ours, other in zip(alone.sides["r"], found[0].sides["r"], strict=True):
-        groups = [np.unique(step.owner, return_inverse=True)[1].ravel() for step in (ours, other)]
-        assert np.array_equal(*groups)
+        one, two = (np.unique(s.owner, return_inverse=True)[1].ravel() for s in (ours, other))
+        assert np.array_equal(one, two)

@@ -38,18 +38,18 @@ def test_the_middle_half_or_three_of_it() -> None:
     assert merging_blocks(12, few=True) == (3, 6, 9)
     assert merging_blocks(24, few=True) == (6, 12, 18)
     assert merging_blocks(2, few=False) == (0, 1)
-    # all positions are read afterwards: a twelfth of the depth earlier
-    assert merging_blocks(12, few=False, every=True) == (2, 3, 4, 5, 6, 7)
-    assert merging_blocks(12, few=True, every=True) == (2, 5, 8)
-    assert merging_blocks(24, few=False, every=True) == tuple(range(4, 16))
-    assert merging_blocks(4, few=False, every=True) == (1, 2)
+    # a decoder attends over all tokens: a twelfth of the depth earlier
+    assert merging_blocks(12, few=False, attended=True) == (2, 3, 4, 5, 6, 7)
+    assert merging_blocks(12, few=True, attended=True) == (2, 5, 8)
+    assert merging_blocks(24, few=False, attended=True) == tuple(range(4, 16))
+    assert merging_blocks(4, few=False, attended=True) == (1, 2)
 
 
 def test_vit_ti() -> None:
     assert schedule_for(1.37, 197, 1, 12, COST) == (0, 0, 0, 20, 18, 16, 14, 13, 12, 0, 0, 0)
     assert schedule_for(1.37, 197, 1, 12, FEW) == (0, 0, 0, 41, 0, 0, 32, 0, 0, 25, 0, 0)
     assert schedule_for(1.0, 197, 1, 12, COST) == (0,) * 12
-    read = replace(COST, every=True)
+    read = replace(COST, attended=True)
     assert schedule_for(1.36, 197, 1, 12, read) == (0, 0, 16, 15, 14, 12, 11, 11, 0, 0, 0, 0)
 
 

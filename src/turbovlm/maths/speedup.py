@@ -29,31 +29,30 @@ class BlockCost:
         mlp: weights after it.
         width: of the attention, C.
         few: whether every merge costs a fixed time (a GPU), so that few blocks should merge.
-        every: whether more than prefix tokens is read after the last block.
+        attended: whether a decoder attends over what the encoder leaves.
     """
 
     attention: int
     mlp: int
     width: int
     few: bool = False
-    every: bool = False
+    attended: bool = False
 
     def of(self, before: int, after: int) -> float:
         """Multiply-adds of a block that gets ``before`` tokens and leaves ``after``."""
         return before * self.attention + 2 * before * before * self.width + after * self.mlp
 
 
-def merging_blocks(depth: int, few: bool, every: bool = False) -> tuple[int, ...]:
+def merging_blocks(depth: int, few: bool, attended: bool = False) -> tuple[int, ...]:
     """Which blocks merge, from 0: the middle half, or three of it where each merge costs much.
 
-    Early blocks have not yet found out what matters, and late ones leave little to save. Where all
-    positions are read afterwards, a twelfth of the depth earlier: blocks 3 to 8 of 12 lose 0.83
-    and 0.77 times the KL of blocks 4 to 9 at 1.36x and 1.72x (ViT-Ti, a captioner of 500
-    photographs).
+    Early blocks have not yet found out what matters, and late ones leave little to save. Where a
+    decoder attends over all tokens, a twelfth of the depth earlier: blocks 3 to 8 of 12 lose 0.83
+    and 0.77 times the KL of blocks 4 to 9 at 1.36x and 1.72x (ViT-Ti, captions of 500 photographs).
     """
     if depth < 4:
         return tuple(range(depth))
-    earlier = depth // 12 if every else 0
+    earlier = depth // 12 if attended else 0
     if few:
         chosen = {depth // 4, depth // 2, 3 * depth // 4}
     else:
@@ -117,8 +116,8 @@ def schedule_for(
             if speedup_of(found, tokens, cost) >= speedup:
                 return found
     best = 1.0
-    half = merging_blocks(depth, False, cost.every)
-    for chosen in (merging_blocks(depth, cost.few, cost.every), half, tuple(range(depth))):
+    half = merging_blocks(depth, False, cost.attended)
+    for chosen in (merging_blocks(depth, cost.few, cost.attended), half, tuple(range(depth))):
         most = amounts(0.5, chosen, tokens, prefix, depth)
         reached = speedup_of(most, tokens, cost)
         best = max(best, reached)

@@ -64,7 +64,7 @@ class Search:
             task.outputs(task.model, self.pixels[:1])
             trace = run.trace
             facts = (getattr(site_of(m).patch, "facts", None) for m in patched(task.model))
-            self.every = next(found for found in facts if found is not None).cost.every
+            self.cost = next(found for found in facts if found is not None).cost
         self.stack = Stack(len(trace.tokens), trace.start, trace.prefix_tokens)
         self.stack = dataclasses.replace(self.stack, collapse=self.collapses())
         self.stack = dataclasses.replace(self.stack, merge=self.merge_time())
@@ -164,7 +164,7 @@ class Search:
         if shape == "the same r":
             return even(share, self.stack)
         if shape in ("middle", "three"):
-            blocks = merging_blocks(self.stack.depth, shape == "three", self.every)
+            blocks = merging_blocks(self.stack.depth, shape == "three", self.cost.attended)
             return one_share(share, blocks, self.stack)
         blocks = list(costs)
         if shape == "every second":

@@ -138,5 +138,5 @@ def _cost(tower: Tower) -> BlockCost:
         weights(row.mlp),
         width,
         few=device.type in ("cuda", "hip"),
-        every=tower.reads in ("all", "tokens"),
+        attended=tower.reads == "tokens",
     )

@@ -318,28 +318,21 @@ def test_help_names_every_option_and_an_example(capsys: pytest.CaptureFixture[st
     assert "demo" in out + err
 
 
-def test_help_loads_nothing_heavy_and_is_quick() -> None:
+def test_help_loads_nothing_heavy_and_little_else() -> None:
     script = (
         "import sys\n"
         "from turbovlm_workbench.cli import main\n"
         "try:\n    main(['--help'])\n"
         "except SystemExit as leaving:\n    assert leaving.code == 0\n"
-        "heavy = {'torch', 'transformers', 'timm', 'matplotlib', 'numpy', 'jinja2', 'PIL'}\n"
-        "print('LOADED', sorted(heavy & sys.modules.keys()))\n"
+        "heavy = {'torch', 'transformers', 'timm', 'matplotlib', 'numpy', 'jinja2', 'PIL', 'ray'}\n"
+        "print('LOADED', sorted(heavy & sys.modules.keys()), len(sys.modules))\n"
     )
-    seconds = []
-    for _ in range(3):
-        start = time.process_time(), os.times()
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-        spent = os.times()
-        seconds.append(
-            spent.children_user + spent.children_system
-            - start[1].children_user - start[1].children_system
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert "LOADED []" in done.stdout
-    # processor time, so that a busy machine does not fail the test
-    assert min(seconds) < 0.5
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = done.stdout.rpartition("LOADED ")[2].split()
+    assert loaded[0] == "[]"
+    # 396 modules in 0.4 s; a count, as a time depends on what else the machine does
+    assert int(loaded[1]) < 450
 
 
 def test_an_error_leaves_one_line_and_code_2_to_the_shell(tmp_path: Path) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import html
 import importlib.util
 import json
-import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest

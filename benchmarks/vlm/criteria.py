@@ -7,7 +7,7 @@ attended tokens and, for one in about six, averages the others around evenly spa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -118,6 +118,8 @@ def coarse_places(rows: int, side: int) -> Tensor:
     return (centre[:, None] * rows + centre).flatten()
 
 
+DRAWS = 3
+
 CRITERIA: dict[str, Callable[[Seen, int], Reduced]] = {
     "ours": library,
     "random": lambda seen, keep: dropped(seen, keep, "random"),
@@ -137,3 +139,14 @@ def _folded(seen: Seen, selection: Selection) -> Reduced:
 
 def _rows(x: Tensor, at: Tensor) -> Tensor:
     return x.gather(1, at.unsqueeze(2).expand(-1, -1, x.shape[2]))
+
+
+def chosen(seen: Seen, keep: int, names: Collection[str]) -> Iterator[tuple[str, list[Reduced]]]:
+    """The criteria of these names with what they leave; several draws of what is random."""
+    for name, reduce in CRITERIA.items():
+        if name not in names:
+            continue
+        if name == "random":
+            yield name, [dropped(seen, keep, "random", seed) for seed in range(DRAWS)]
+        else:
+            yield name, [reduce(seen, keep)]

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from criteria import CRITERIA, Reduced, Seen, dropped, whole
+from criteria import CRITERIA, Reduced, Seen, chosen, whole
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -33,7 +33,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
-from tower import DRAWS, KEEPS, Scores, removals
+from tower import KEEPS, Scores, removals
 
 import turbovlm
 from turbovlm.measure import environment
@@ -177,13 +177,7 @@ def criteria(
 ) -> Iterator[tuple[str, list[Reduced]]]:
     """The criteria of these names with what they leave; several draws of what is random."""
     seen, keep = reader.seen, 1024 // part
-    for name, reduce in CRITERIA.items():
-        if name not in names:
-            continue
-        if name == "random":
-            yield name, [dropped(seen, keep, "random", seed) for seed in range(DRAWS)]
-        else:
-            yield name, [reduce(seen, keep)]
+    yield from chosen(seen, keep, names)
     if "resize" in names:
         yield "resize", [reader.resized(SMALL[part])]
     if "tome" in names:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from criteria import CRITERIA, Reduced, Seen, coarse_places, coarse_side, dropped, whole
+from criteria import CRITERIA, Reduced, Seen, chosen, coarse_places, coarse_side, whole
 from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,7 +20,6 @@ from turbovlm_workbench.metrics.intervals import interval
 
 BATCH = 50
 KEEPS = (2, 4, 9, 16)
-DRAWS = 3
 TOWER_R = 8  # of `merge`
 
 Scores = dict[str, np.ndarray]
@@ -100,13 +99,7 @@ def criteria(
 ) -> Iterator[tuple[str, list[Reduced]]]:
     """The criteria of these names and those in the tower with what they leave; several draws of
     what is random."""
-    for name, reduce in CRITERIA.items():
-        if name not in names:
-            continue
-        if name == "random":
-            yield name, [dropped(seen, keep, "random", seed) for seed in range(DRAWS)]
-        else:
-            yield name, [reduce(seen, keep)]
+    yield from chosen(seen, keep, names)
     yield "resize", [pictures.resized(keep)]
     yield "tome", [in_tower(pictures, keep)]
     merged, _ = pictures.merged(turbovlm.Merge(r=TOWER_R))

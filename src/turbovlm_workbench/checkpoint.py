@@ -131,6 +131,18 @@ def check_new(folder: Path) -> None:
         raise InputError(f"{folder} exists and is not an empty folder: give a new one")
 
 
+def write_folder(model: Any, folder: Path, side: int) -> None:
+    """Save a BLIP of transformers and its image processor, for square images of ``side`` px.
+
+    Images are resized whole, bicubic, with CLIP's mean and spread, as in BLIP's evaluations.
+    """
+    from transformers import BlipImageProcessor
+
+    processor = BlipImageProcessor(size={"height": side, "width": side})
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
 def cause(error: Exception) -> str:
     """The first line of an error, short enough for one line of ours."""
     lines = str(error).strip().splitlines() or [type(error).__name__]

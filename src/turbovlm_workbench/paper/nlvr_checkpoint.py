@@ -22,6 +22,7 @@ from turbovlm_workbench.checkpoint import (
     check_new,
     read_weights,
     resample_positions,
+    write_folder,
 )
 
 if TYPE_CHECKING:
@@ -105,14 +106,10 @@ def convert_nlvr(
     """
     folder = Path(folder)
     check_new(folder)
-    transformers = require("transformers", "hf")
+    require("transformers", "hf")
     require("torchvision", "hf")
     model = load_published(path, config, twin=twin)
-    # as the published evaluation: both sides resized to S, bicubic; mean and spread of CLIP
-    size = {"height": model.image_size, "width": model.image_size}
-    processor = transformers.BlipImageProcessor(size=size)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    write_folder(model, folder, model.image_size)
     return model
 
 

@@ -23,6 +23,7 @@ from turbovlm_workbench.checkpoint import (
     check_new,
     read_weights,
     resample_positions,
+    write_folder,
 )
 from turbovlm_workbench.paper.nlvr_checkpoint import POSITIONS, published_nlvr_key
 
@@ -121,14 +122,11 @@ def convert_upop(
     """
     folder = Path(folder)
     check_new(folder)
-    transformers = require("transformers", "hf")
+    require("transformers", "hf")
     require("torchvision", "hf")
     model = load_upop(path, task, sizes)
     vision: Any = model.config.vision_config
-    side = vision.image_size
-    processor = transformers.BlipImageProcessor(size={"height": side, "width": side})
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    write_folder(model, folder, vision.image_size)
     return model
 
 

@@ -68,7 +68,7 @@ class Pool:
 def ray_running(pool: Pool) -> Iterator[None]:
     """Ray, started here or reached at its address, and left at the end; what runs already is used.
 
-    It says nothing on stdout, writes its logs where Ray keeps them, and reports to nobody.
+    It prints nothing, writes its logs where Ray keeps them, and sends no usage statistics.
 
     Raises:
         ConfigError: if Ray does not start, or no cluster answers.

@@ -169,7 +169,7 @@ def tune(
 def _beside(
     task: ImageTask[Any], images: Images, trial: Trial, plan: BenchPlan, progress: Progress
 ) -> BenchReport:
-    """What the device gives at most, so that a small gain can be told from a wrong batch."""
+    """A bench of the setting on one batch, with the most that dropping tokens can give here."""
     graphs = plan.device.type == "cuda" and not task.writes
     plan = dataclasses.replace(plan, mode="graph" if graphs else "eager")
     return run_bench(task.select(range(len(images))), images, [trial.settings], plan, progress)

@@ -109,7 +109,8 @@ def convert_nlvr(
     require("transformers", "hf")
     require("torchvision", "hf")
     model = load_published(path, config, twin=twin)
-    write_folder(model, folder, model.image_size)
+    side: Any = model.image_size
+    write_folder(model, folder, side)
     return model
 
 
